@@ -1,0 +1,201 @@
+"""The messages of reward.proto as Python types: what the client sends and what a service answers.
+
+They are also the JSON form of the HTTP protocol: pixel data is base64 in JSON, or a count of bytes
+(`binary_data_size`) that follow the JSON header (see framing.py). Defaults are those of proto3.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import math
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
+
+from reward_api.errors import STATUS, ItemFailure, Reason
+
+
+def _to_bytes(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    if value.startswith("data:"):
+        _, _, value = value.partition(",")
+    try:
+        return base64.b64decode(value, validate=True)
+    except binascii.Error as error:
+        raise ValueError(f"not valid base64: {error}") from None
+
+
+# bytes | memoryview: a memoryview is a slice of the request body, so that raw pixels are not copied.
+ImageBytes = Annotated[
+    Any,
+    BeforeValidator(_to_bytes),
+    PlainSerializer(lambda data: base64.b64encode(data).decode("ascii"), when_used="json"),
+    Field(json_schema_extra={"type": "string", "format": "byte"}),
+]
+
+
+class Message(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class Image(Message):
+    """One image: an encoded file (PNG, JPEG, WebP), or raw uint8 pixels when `height` is given.
+
+    In JSON a bare base64 string (or data URL) stands for an encoded image.
+    """
+
+    data: ImageBytes = b""
+    binary_data_size: int | None = Field(None, ge=0)
+    """Binary form only: `data` is empty and this many bytes follow the JSON header."""
+    height: int | None = Field(None, ge=1)
+    width: int | None = Field(None, ge=1)
+    channels: int = 3
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_string(cls, value: object) -> object:
+        return {"data": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _has_both_sides(self) -> Image:
+        if (self.height is None) != (self.width is None):
+            raise ValueError("a raw image needs both height and width")
+        return self
+
+    @property
+    def is_raw(self) -> bool:
+        return self.height is not None
+
+
+class PackedImages(Message):
+    """uint8 pixels [count, height, width, channels] of all items: item i takes image i."""
+
+    data: ImageBytes = b""
+    binary_data_size: int | None = Field(None, ge=0)
+    count: int = Field(ge=1)
+    height: int = Field(ge=1)
+    width: int = Field(ge=1)
+    channels: int = 3
+
+
+class Item(Message):
+    """What is scored: an image, its prompt and what else the reward reads."""
+
+    id: str = ""
+    prompt: str = ""
+    image: Image | None = None
+    metadata: dict[str, Any] = {}
+
+
+class ScoreRequest(Message):
+    model: str = ""
+    request_id: str = ""
+    items: list[Item]
+    packed_images: PackedImages | None = None
+    priority: int = Field(0, ge=0, le=3)
+    include_details: bool = False
+
+
+class ItemScore(Message):
+    """`value` and all of `scores` are finite."""
+
+    value: float
+    scores: dict[str, float] = {}
+    details: dict[str, Any] | None = None
+
+    @property
+    def is_finite(self) -> bool:
+        return math.isfinite(self.value) and all(map(math.isfinite, self.scores.values()))
+
+
+class ItemError(Message):
+    reason: Reason
+    code: int
+    """google.rpc.Code"""
+    message: str
+    retryable: bool
+
+    @classmethod
+    def of(cls, failure: ItemFailure) -> ItemError:
+        status = STATUS[failure.reason]
+        return cls(
+            reason=failure.reason,
+            code=status.grpc,
+            message=failure.message,
+            retryable=status.retryable,
+        )
+
+
+class ItemResult(Message):
+    """Exactly one of `score` and `error`."""
+
+    id: str = ""
+    score: ItemScore | None = None
+    error: ItemError | None = None
+
+    @model_validator(mode="after")
+    def _one_outcome(self) -> ItemResult:
+        if (self.score is None) == (self.error is None):
+            raise ValueError("an item has exactly one of score and error")
+        return self
+
+
+class Timing(Message):
+    """Milliseconds; a stage that ran in several batches reports the slowest."""
+
+    queue_ms: float = 0.0
+    decode_ms: float = 0.0
+    inference_ms: float = 0.0
+    total_ms: float = 0.0
+
+
+class ScoreResponse(Message):
+    model: str = ""
+    version: str = ""
+    revision: str = ""
+    request_id: str = ""
+    results: list[ItemResult]
+    timing: Timing = Timing()
+    batch_sizes: list[int] = []
+
+
+class ScoreRange(Message):
+    """A score's name, bounds (None: unbounded) and direction."""
+
+    name: str
+    minimum: float | None = None
+    maximum: float | None = None
+    higher_is_better: bool = True
+    description: str = ""
+
+
+class RewardMetadata(Message):
+    name: str
+    version: str = ""
+    revision: str = ""
+    """Digest of weights and settings: equal revisions give equal scores."""
+    description: str = ""
+    score: ScoreRange
+    sub_scores: list[ScoreRange] = []
+    prompt_required: bool = False
+    metadata_schema: str = ""
+    encodings: list[str] = []
+    limits: dict[str, int] = {}
+    settings: dict[str, str] = {}
+    device: str = ""
+    license: str = ""
+
+
+class Problem(BaseModel):
+    """application/problem+json (RFC 9457) with the reward's own fields."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str
+    reason: Reason
+    request_id: str = ""
+    retry_after_ms: int | None = None
+    errors: list[dict[str, Any]] = []

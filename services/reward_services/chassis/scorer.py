@@ -1,0 +1,80 @@
+"""What a reward author writes: `load` once, `score` a batch. HTTP and gRPC stay out of sight."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+from reward_api.errors import ItemFailure
+from reward_api.messages import ItemScore, ScoreRange
+
+
+class ScorerSettings(BaseModel):
+    """A reward's own settings: field `score` of reward `ocr` is the environment variable
+    REWARD_OCR_SCORE, the flag --score and the key `score` in the metadata."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One decoded, validated item."""
+
+    image: np.ndarray
+    """(H, W, 3) uint8, RGB, C-contiguous; read-only."""
+    prompt: str = ""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    include_details: bool = False
+    prepared: Any = None
+    """What `Scorer.prepare` returned for this item."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScorerInfo:
+    """What GetMetadata tells of a reward; valid after `load`."""
+
+    description: str
+    score: ScoreRange
+    sub_scores: Sequence[ScoreRange] = ()
+    prompt_required: bool = False
+    metadata_schema: str = ""
+    license: str = ""
+    revision: str = ""
+    """Digest of weights and settings: equal revisions give equal scores."""
+
+
+class Scorer(ABC):
+    """One reward model. The chassis calls `load` and `score` from one thread of its own, and
+    `prepare` from a pool of threads, before the item joins a batch."""
+
+    Settings: ClassVar[type[ScorerSettings]] = ScorerSettings
+
+    def __init__(self, settings: Any) -> None:
+        self.settings = settings
+
+    @abstractmethod
+    def load(self, device: str) -> None:
+        """Loads weights onto `device` ("cpu", "cuda", "cuda:1"). Raises on failure."""
+
+    @abstractmethod
+    def info(self) -> ScorerInfo:
+        """Ranges, licence and revision; called after `load`."""
+
+    @abstractmethod
+    def score(self, batch: Sequence[Sample]) -> Sequence[ItemScore | ItemFailure]:
+        """One outcome per sample, in order. An ItemFailure is that item's error; an exception makes
+        the chassis halve the batch until the guilty sample stands alone."""
+
+    def prepare(self, sample: Sample) -> Any:
+        """CPU work per item (parse the prompt, resize the image), run before batching; the result
+        becomes `sample.prepared`. Raises ItemFailure for an item that cannot be scored."""
+        return None
+
+    def warmup_samples(self) -> Sequence[Sample]:
+        """Samples scored once before the service says it is ready."""
+        grey = np.full((512, 512, 3), 127, np.uint8)
+        return [Sample(image=grey, prompt='a sign that says "warm up"')]
