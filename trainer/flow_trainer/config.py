@@ -28,18 +28,18 @@ class Model(Section):
     path: str
     """Hub id, or a folder in diffusers' pipeline layout (relative: to the recipe's own folder)."""
     revision: str | None = None
-    height: int = Field(512, ge=8)
+    height: int = Field(default=512, ge=8)
     """Pixels."""
-    width: int = Field(512, ge=8)
+    width: int = Field(default=512, ge=8)
     dtype: Literal["float32", "float16", "bfloat16"] = "float16"
     """Autocast type of the transformer on a GPU; weights that train stay float32. CPUs use float32."""
-    guidance: float = Field(4.5, ge=1.0)
+    guidance: float = Field(default=4.5, ge=1.0)
     """Classifier-free guidance scale w in sampling and training; 1 means none (half the cost)."""
-    max_sequence_length: int = Field(128, ge=0)
+    max_sequence_length: int = Field(default=128, ge=0)
     """T5 tokens; 0 for checkpoints without T5."""
     tuning: Literal["lora", "full"] = "lora"
-    lora_rank: int = Field(32, ge=1)
-    lora_alpha: int = Field(64, ge=1)
+    lora_rank: int = Field(default=32, ge=1)
+    lora_alpha: int = Field(default=64, ge=1)
     gradient_checkpointing: bool = False
 
 
@@ -61,26 +61,26 @@ class Window(Section):
     """all: every step but the last (the paper). first: steps lo..lo+size-1. random: `size`
     contiguous steps inside [lo, hi), drawn per epoch (Flow-GRPO-Fast). progressive: `size` steps
     that move right by one every `every` epochs (MixGRPO)."""
-    size: int = Field(2, ge=1)
-    lo: int = Field(0, ge=0)
+    size: int = Field(default=2, ge=1)
+    lo: int = Field(default=0, ge=0)
     hi: int | None = None
-    every: int = Field(25, ge=1)
+    every: int = Field(default=25, ge=1)
 
 
 class Sampling(Section):
-    num_steps: int = Field(10, ge=2)
+    num_steps: int = Field(default=10, ge=2)
     """T while training; evaluation has its own."""
     dynamics: Literal["flow_sde", "cps", "dance_sde"] = "flow_sde"
-    noise_level: float = Field(0.7, gt=0.0)
+    noise_level: float = Field(default=0.7, gt=0.0)
     """a of Flow-SDE and CPS, eta of Dance-SDE."""
     window: Window = Window()
-    prompts_per_epoch: int = Field(48, ge=1)
-    group_size: int = Field(24, ge=2)
+    prompts_per_epoch: int = Field(default=48, ge=1)
+    group_size: int = Field(default=24, ge=2)
     same_latent: bool = False
     """All members of a group start from the same initial noise."""
-    micro_batch: int = Field(8, ge=1)
+    micro_batch: int = Field(default=8, ge=1)
     """Images per transformer forward, in sampling and in replay."""
-    decode_batch: int = Field(16, ge=1)
+    decode_batch: int = Field(default=16, ge=1)
     """Images per VAE decode."""
 
 
@@ -93,67 +93,67 @@ class Reward(Section):
 
 
 class Scoring(Section):
-    timeout_s: float = Field(120.0, gt=0)
+    timeout_s: float = Field(default=120.0, gt=0)
     """Per sample, all retries included; a later score is masked."""
-    min_group: int = Field(2, ge=2)
+    min_group: int = Field(default=2, ge=2)
     """Groups with fewer scored members are dropped from the update."""
-    outage_wait_s: float = Field(3600.0, ge=0)
+    outage_wait_s: float = Field(default=3600.0, ge=0)
     """How long to hold an epoch in which a reward scored nothing because it was unreachable."""
     encoding: Literal["raw", "png", "jpeg"] = "raw"
 
 
 class Advantage(Section):
     std: Literal["prompt", "global", "none"] = "prompt"
-    clip: float = Field(5.0, gt=0)
+    clip: float = Field(default=5.0, gt=0)
 
 
 class Update(Section):
-    clip_range: float = Field(1e-4, gt=0)
+    clip_range: float = Field(default=1e-4, gt=0)
     kl: Literal["none", "gaussian", "gaussian_unscaled", "velocity"] = "none"
-    beta: float = Field(0.0, ge=0)
+    beta: float = Field(default=0.0, ge=0)
     """Weight of the KL term; not portable between KL forms."""
-    updates_per_epoch: int = Field(2, ge=1)
-    trained_steps: int | None = Field(None, ge=1)
+    updates_per_epoch: int = Field(default=2, ge=1)
+    trained_steps: int | None = Field(default=None, ge=1)
     """Train a random subset of the window of this size, drawn per epoch (default: all of it)."""
-    steps_per_forward: int = Field(1, ge=1)
+    steps_per_forward: int = Field(default=1, ge=1)
     """Window steps replayed in one transformer forward (a performance knob)."""
-    learning_rate: float = Field(3e-4, gt=0)
-    warmup_updates: int = Field(0, ge=0)
-    final_learning_rate: float = Field(1.0, ge=0, le=1)
+    learning_rate: float = Field(default=3e-4, gt=0)
+    warmup_updates: int = Field(default=0, ge=0)
+    final_learning_rate: float = Field(default=1.0, ge=0, le=1)
     """Fraction of learning_rate reached linearly at the last update; 1 keeps it constant."""
-    adam_beta1: float = Field(0.9, ge=0, lt=1)
-    adam_beta2: float = Field(0.999, ge=0, lt=1)
-    adam_eps: float = Field(1e-8, gt=0)
-    weight_decay: float = Field(1e-4, ge=0)
-    max_grad_norm: float = Field(1.0, gt=0)
+    adam_beta1: float = Field(default=0.9, ge=0, lt=1)
+    adam_beta2: float = Field(default=0.999, ge=0, lt=1)
+    adam_eps: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=1e-4, ge=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
 
 
 class Ema(Section):
     enabled: bool = True
-    decay: float = Field(0.9, ge=0, lt=1)
-    interval: int = Field(8, ge=1)
+    decay: float = Field(default=0.9, ge=0, lt=1)
+    interval: int = Field(default=8, ge=1)
     """Optimizer steps between EMA updates."""
 
 
 class Evaluation(Section):
-    every: int = Field(10, ge=0)
+    every: int = Field(default=10, ge=0)
     """Epochs between validation runs; 0: never."""
-    num_steps: int = Field(40, ge=1)
+    num_steps: int = Field(default=40, ge=1)
     """T of the ODE sampler, with EMA weights."""
-    images_per_prompt: int = Field(1, ge=1)
-    heldout_images_per_prompt: int = Field(1, ge=1)
+    images_per_prompt: int = Field(default=1, ge=1)
+    heldout_images_per_prompt: int = Field(default=1, ge=1)
 
 
 class Checkpoints(Section):
-    every: int = Field(10, ge=1)
+    every: int = Field(default=10, ge=1)
     """Epochs."""
-    keep: int = Field(2, ge=1)
+    keep: int = Field(default=2, ge=1)
 
 
 class Logging(Section):
     tensorboard: bool = True
     wandb_project: str | None = None
-    image_every: int = Field(10, ge=0)
+    image_every: int = Field(default=10, ge=0)
     """Epochs between sample grids; 0: none."""
 
 

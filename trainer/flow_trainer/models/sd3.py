@@ -201,7 +201,7 @@ class SD3Policy:
     def save(self, folder: Path) -> None:
         if self._config.tuning == "lora":
             StableDiffusion3Pipeline.save_lora_weights(
-                folder, transformer_lora_layers=get_peft_model_state_dict(self._transformer)
+                folder, transformer_lora_layers=dict(get_peft_model_state_dict(self._transformer))
             )
         else:
             self._transformer.save_pretrained(folder / "transformer")
