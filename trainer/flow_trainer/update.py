@@ -182,5 +182,5 @@ def _check_finite(loss: Tensor, rows: range, repeats: int, steps: Tensor) -> Non
     index = int((~torch.isfinite(loss)).nonzero()[0])
     raise NonFiniteError(
         f"the loss of sample {rows[index // repeats]} at step {int(steps[index])} is "
-        f"{float(loss[index])}; the last checkpoint is intact"
+        f"{loss[index].item()}; the last checkpoint is intact"
     )

@@ -8,7 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
+import transformers
 from diffusers import StableDiffusion3Pipeline
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
@@ -39,10 +41,13 @@ def load(config: Model, device: torch.device, *, with_reference: bool) -> SD3Pol
 
 
 def _load_pipeline(config: Model, device: torch.device) -> StableDiffusion3Pipeline:
-    options: dict[str, Any] = {"revision": config.revision, "torch_dtype": _dtype(config, device)}
+    options: dict[str, Any] = {"revision": config.revision, "dtype": _dtype(config, device)}
     if config.max_sequence_length == 0:
         # Checkpoints without T5 must be told so, or loading fails for the missing component.
         options |= {"text_encoder_3": None, "tokenizer_3": None}
+    # our own progress is enough
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
     try:
         return StableDiffusion3Pipeline.from_pretrained(config.path, **options)
     except (OSError, ValueError) as error:
@@ -51,6 +56,12 @@ def _load_pipeline(config: Model, device: torch.device) -> StableDiffusion3Pipel
             "A folder must hold model_index.json; a hub id may need `hf auth login` and its "
             "licence accepted; a checkpoint without T5 needs model.max_sequence_length = 0."
         ) from error
+
+
+def _as_float32(module: Any) -> Any:
+    """The module with float32 weights; untouched when it has them already, because diffusers warns
+    of every cast."""
+    return module if module.dtype == torch.float32 else module.to(torch.float32)
 
 
 def _dtype(config: Model, device: torch.device) -> torch.dtype:
@@ -73,7 +84,7 @@ class SD3Policy:
         self._dtype = _dtype(config, device)
         self._pipeline: Any = pipeline.to(device)
         # The VAE is float32: half precision visibly changes what the reward sees.
-        self._vae: Any = pipeline.vae.to(device, torch.float32).requires_grad_(False).eval()
+        self._vae: Any = _as_float32(pipeline.vae).requires_grad_(False).eval()
         self._transformer: Any = pipeline.transformer.requires_grad_(False).eval()
         self._reference: Any = None
         self._cache: dict[str, tuple[Tensor, Tensor]] = {}
@@ -110,7 +121,7 @@ class SD3Policy:
         else:
             if with_reference:
                 self._reference = copy.deepcopy(self._transformer)
-            self._transformer.to(torch.float32).requires_grad_(True)
+            _as_float32(self._transformer).requires_grad_(True)
 
     def sigmas(self, num_steps: int) -> Tensor:
         return static_shift_sigmas(num_steps, self._pipeline.scheduler.config.shift)
@@ -200,8 +211,12 @@ class SD3Policy:
 
     def save(self, folder: Path) -> None:
         if self._config.tuning == "lora":
+            config = next(iter(self._transformer.peft_config.values()))
             StableDiffusion3Pipeline.save_lora_weights(
-                folder, transformer_lora_layers=dict(get_peft_model_state_dict(self._transformer))
+                folder,
+                transformer_lora_layers=dict(get_peft_model_state_dict(self._transformer)),
+                # without it the loader assumes alpha = rank and scales the adapter wrongly
+                transformer_lora_adapter_metadata=config.to_dict(),
             )
         else:
             self._transformer.save_pretrained(folder / "transformer")
