@@ -30,7 +30,9 @@ def test_recipes_load(path: Path) -> None:
 
 
 def test_unknown_key_names_the_nearest() -> None:
-    with pytest.raises(ConfigError, match=r"update\.learning_rat: unknown key; did you mean learning_rate"):
+    with pytest.raises(
+        ConfigError, match=r"update\.learning_rat: unknown key; did you mean learning_rate"
+    ):
         parse_recipe(minimal(update={"learning_rat": 1e-4}))
     with pytest.raises(ConfigError, match=r"rewards\.ocr\.urls: unknown key; did you mean url\?"):
         parse_recipe(minimal(rewards={"ocr": {"url": "http://x", "urls": []}}))
@@ -65,7 +67,11 @@ def test_overrides(tmp_path: Path) -> None:
     )
     recipe = load_recipe(
         path,
-        ["update.learning_rate=1e-5", "rewards.ocr.url=['http://b', 'http://c']", "model.path=org/x"],
+        [
+            "update.learning_rate=1e-5",
+            "rewards.ocr.url=['http://b', 'http://c']",
+            "model.path=org/x",
+        ],
     )
     assert recipe.update.learning_rate == 1e-5
     assert recipe.rewards["ocr"].url == ["http://b", "http://c"]

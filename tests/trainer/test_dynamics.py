@@ -67,7 +67,9 @@ def test_marginals_of_a_gaussian_flow_are_kept_at_every_step(
         mean, variance = marginal(u)
         # five standard errors of the Monte Carlo, plus the first-order error of the grid
         slack = 2.5 / num_steps
-        assert float(x.mean()) == pytest.approx(mean, abs=5 * math.sqrt(variance / particles) + slack)
+        assert float(x.mean()) == pytest.approx(
+            mean, abs=5 * math.sqrt(variance / particles) + slack
+        )
         error = 5 * variance * math.sqrt(2 / particles) + slack * (1 + variance)
         assert float(x.var()) == pytest.approx(variance, abs=error), f"step {i}"
 
@@ -83,7 +85,9 @@ def test_cps_noise_coefficient_is_exactly_sigma_next() -> None:
 @pytest.mark.parametrize("name", ["flow_sde", "dance_sde"])
 def test_density_is_torchs_normal(name: str) -> None:
     x, v, noise = (torch.randn(3, 4, 2, 2) for _ in range(3))
-    step = DYNAMICS[name](x, v, torch.tensor([1.0, 0.6, 0.2]), torch.tensor([0.9, 0.5, 0.1]), 0.7, 0.9)
+    step = DYNAMICS[name](
+        x, v, torch.tensor([1.0, 0.6, 0.2]), torch.tensor([0.9, 0.5, 0.1]), 0.7, 0.9
+    )
     x_next = step.sample(noise)
     normal = torch.distributions.Normal(step.mean, step.std.expand_as(step.mean))
     torch.testing.assert_close(step.log_prob(x_next), normal.log_prob(x_next).flatten(1).mean(1))
@@ -96,7 +100,8 @@ def test_gradient_reaches_the_velocity_and_not_the_sample(name: str) -> None:
     x_next = step.mean.detach() + step.std * noise
     step.log_prob(x_next).sum().backward()
     assert noise.grad is None
-    assert v.grad is not None and bool(v.grad.abs().sum() > 0)
+    assert v.grad is not None
+    assert bool(v.grad.abs().sum() > 0)
 
 
 def test_mixed_steps_equal_each_step_alone() -> None:

@@ -35,7 +35,9 @@ def sample(policy: Policy, recipe: Recipe) -> tuple[Trajectories, torch.Tensor]:
 
 def made_up_advantages(recipe: Recipe) -> Advantages:
     rewards = np.random.default_rng(0).random((2, recipe.sampling.group_size))
-    return group_advantages(rewards, np.ones_like(rewards, bool), std="prompt", min_group=2, clip=5.0)
+    return group_advantages(
+        rewards, np.ones_like(rewards, bool), std="prompt", min_group=2, clip=5.0
+    )
 
 
 def update(policy: Policy, recipe: Recipe, samples: Trajectories, epoch: int = 0):
@@ -75,7 +77,9 @@ def test_results_do_not_depend_on_the_batch_split(
 
 
 @pytest.mark.parametrize("tuning", ["full", "lora"])
-def test_update_does_not_depend_on_the_batch_split(recipe_data: dict[str, Any], tuning: str) -> None:
+def test_update_does_not_depend_on_the_batch_split(
+    recipe_data: dict[str, Any], tuning: str
+) -> None:
     weights = []
     for micro_batch, steps_per_forward in ((4, 1), (8, 3), (3, 2)):
         data = {**recipe_data, "model": {**recipe_data["model"], "tuning": tuning, "lora_rank": 2}}
@@ -158,8 +162,12 @@ def test_reference_is_the_start(recipe_data: dict[str, Any]) -> None:
 
 
 def test_guidance_is_the_published_combination(recipe_data: dict[str, Any]) -> None:
-    plain = load_policy(changed(recipe_data, "model", guidance=1.0).model, CPU, with_reference=False)
-    guided = load_policy(changed(recipe_data, "model", guidance=4.5).model, CPU, with_reference=False)
+    plain = load_policy(
+        changed(recipe_data, "model", guidance=1.0).model, CPU, with_reference=False
+    )
+    guided = load_policy(
+        changed(recipe_data, "model", guidance=4.5).model, CPU, with_reference=False
+    )
     x, sigma = torch.randn(2, *plain.latent_shape), torch.tensor([0.9, 0.3])
     with torch.no_grad():
         v_c = plain.velocity(x, sigma, plain.encode(["red", "blue"]))
@@ -168,7 +176,9 @@ def test_guidance_is_the_published_combination(recipe_data: dict[str, Any]) -> N
     torch.testing.assert_close(found, v_u + 4.5 * (v_c - v_u), atol=1e-5, rtol=1e-5)
 
 
-def test_ode_sampling_equals_the_stock_pipeline(policy: Policy, recipe: Recipe, pipeline_folder: Path) -> None:
+def test_ode_sampling_equals_the_stock_pipeline(
+    policy: Policy, recipe: Recipe, pipeline_folder: Path
+) -> None:
     from diffusers import StableDiffusion3Pipeline
 
     from flow_trainer.noise import evaluation_noise

@@ -61,7 +61,7 @@ def ocr_service(log: Path) -> Iterator[str]:
         ports = Path(folder) / "ports.json"
         command = [sys.executable, "-m", "reward_services", "ocr", "--http-port", "0"]
         # Recognition only: a tiny sign is one line of text, and detection would cost ten times more.
-        command += ["--grpc-port", "0", "--port-file", str(ports), "--detect", "false"]
+        command += ["--grpc-port", "0", "--port-file", str(ports), "--no-detect"]
         process = subprocess.Popen(
             command, stdout=output, stderr=output, env={**os.environ, **PROCESS_ENV}
         )
