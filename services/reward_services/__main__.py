@@ -18,7 +18,9 @@ EXIT_USAGE = 2
 def rewards() -> list[str]:
     """Names of the rewards: the folders beside this file that hold a scorer.py."""
     here = Path(__file__).parent
-    return sorted(path.parent.name for path in here.glob("*/scorer.py") if path.parent.name != "chassis")
+    return sorted(
+        path.parent.name for path in here.glob("*/scorer.py") if path.parent.name != "chassis"
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

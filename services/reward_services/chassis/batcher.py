@@ -219,9 +219,7 @@ class Batcher:
     def _deliver(self, batch: list[Entry], outcomes: list[Outcome], run: BatchRun) -> None:
         previous = self._batch_s
         self._batch_s = (
-            run.seconds
-            if previous is None
-            else previous + _EWMA_WEIGHT * (run.seconds - previous)
+            run.seconds if previous is None else previous + _EWMA_WEIGHT * (run.seconds - previous)
         )
         self._metrics.observe_batch(run.size, run.seconds)
         waited: dict[Ticket, float] = {}

@@ -6,7 +6,7 @@ import argparse
 import difflib
 import types
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Union, get_args, get_origin
+from typing import Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -14,6 +14,7 @@ from reward_services.chassis.scorer import ScorerSettings
 from reward_services.chassis.settings import ServiceSettings
 
 PREFIX = "REWARD_"
+M = TypeVar("M", bound=BaseModel)
 
 
 class SettingsError(ValueError):
@@ -100,9 +101,7 @@ def _metavar(annotation: Any) -> str:
     return getattr(annotation, "__name__", "VALUE").upper()
 
 
-def _build[M: BaseModel](
-    model: type[M], reward: str, flags: Mapping[str, Any], environ: Mapping[str, str]
-) -> M:
+def _build(model: type[M], reward: str, flags: Mapping[str, Any], environ: Mapping[str, str]) -> M:
     values: dict[str, Any] = {}
     for field in model.model_fields:
         if field in flags:

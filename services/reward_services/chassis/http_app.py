@@ -133,7 +133,9 @@ async def livez() -> dict[str, str]:
     return {"status": "alive"}
 
 
-@router.get("/readyz", responses={503: {"description": "reason: loading, warming, draining, failed"}})
+@router.get(
+    "/readyz", responses={503: {"description": "reason: loading, warming, draining, failed"}}
+)
 async def readyz(request: Request, response: Response) -> dict[str, str]:
     """200 when the service takes work."""
     state: State = request.app.state.service.state
@@ -156,7 +158,8 @@ async def _read_request(service: RewardService, request: Request, timeout_s: flo
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type not in (_JSON, OCTET_STREAM):
         raise InvalidRequest(
-            Reason.UNSUPPORTED, f"Content-Type must be {_JSON} or {OCTET_STREAM}, not {media_type!r}"
+            Reason.UNSUPPORTED,
+            f"Content-Type must be {_JSON} or {OCTET_STREAM}, not {media_type!r}",
         )
     priority = integer_header(request.headers, PRIORITY_HEADER, minimum=0)
     header_length = integer_header(request.headers, HEADER_LENGTH, minimum=0)

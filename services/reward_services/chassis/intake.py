@@ -120,7 +120,8 @@ class Intake:
         depth_limit = self._settings.max_metadata_depth
         if not _is_within_depth(metadata, depth_limit):
             raise ItemFailure(
-                Reason.SCHEMA, f"the metadata is nested deeper than max_metadata_depth ({depth_limit})"
+                Reason.SCHEMA,
+                f"the metadata is nested deeper than max_metadata_depth ({depth_limit})",
             )
         size = len(json.dumps(metadata, separators=(",", ":")))
         if size > self._settings.max_metadata_bytes:
@@ -129,3 +130,73 @@ class Intake:
                 f"the metadata has {size} bytes of JSON; max_metadata_bytes is "
                 f"{self._settings.max_metadata_bytes}",
             )
+
+    def _image(self, item: Item, packed: np.ndarray | None) -> np.ndarray:
+        settings = self._settings
+        if packed is not None:
+            height, width = packed.shape[:2]
+            self._check_size(height, width)
+            return packed
+        if item.image is None:
+            raise ItemFailure(Reason.IMAGE_DECODE, "the item has no image")
+        return decode_image(
+            item.image,
+            max_pixels=settings.max_image_pixels,
+            max_side=settings.max_image_side,
+            max_bytes=settings.max_image_bytes,
+        )
+
+    def _check_size(self, height: int, width: int) -> None:
+        settings = self._settings
+        if (
+            height * width > settings.max_image_pixels
+            or max(height, width) > settings.max_image_side
+        ):
+            raise ItemFailure(
+                Reason.IMAGE_TOO_LARGE,
+                f"the image is {width}x{height}; max_image_pixels is {settings.max_image_pixels}, "
+                f"max_image_side {settings.max_image_side}",
+            )
+
+
+def _check_packed(request: ScoreRequest, packed: PackedImages) -> None:
+    if packed.count != len(request.items):
+        raise InvalidRequest(
+            Reason.COUNT_MISMATCH, f"{packed.count} packed images for {len(request.items)} items"
+        )
+    if any(item.image is not None for item in request.items):
+        raise InvalidRequest(
+            Reason.COUNT_MISMATCH, "items carry images of their own beside packed_images"
+        )
+    if packed.channels not in (1, 3):
+        raise InvalidRequest(
+            Reason.INVALID_REQUEST,
+            f"packed_images has {packed.channels} channels; 1 or 3 are taken",
+        )
+    expected = packed.count * packed.height * packed.width * packed.channels
+    if len(packed.data) != expected:
+        raise InvalidRequest(
+            Reason.INVALID_REQUEST,
+            f"packed_images has {len(packed.data)} bytes where its shape needs {expected}",
+        )
+
+
+def _packed_pixels(packed: PackedImages) -> np.ndarray:
+    """[N, H, W, 3] uint8, a view of the request's bytes where they are RGB."""
+    shape = (packed.count, packed.height, packed.width, packed.channels)
+    pixels = np.frombuffer(packed.data, np.uint8).reshape(shape)
+    return pixels if packed.channels == 3 else np.repeat(pixels, 3, axis=3)
+
+
+def _is_within_depth(value: object, limit: int) -> bool:
+    level = [value]
+    for _ in range(limit + 1):
+        level = [
+            child
+            for node in level
+            for child in (node.values() if isinstance(node, Mapping) else node)
+            if isinstance(child, (Mapping, list))
+        ]
+        if not level:
+            return True
+    return False

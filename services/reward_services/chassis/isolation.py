@@ -99,7 +99,9 @@ def _try(
     try:
         outcomes = score(samples)
         if len(outcomes) != len(samples):
-            raise ValueError(f"score() returned {len(outcomes)} outcomes for {len(samples)} samples")
+            raise ValueError(
+                f"score() returned {len(outcomes)} outcomes for {len(samples)} samples"
+            )
     except Exception as error:
         if len(samples) == 1 and not isinstance(error, ItemFailure):
             logger.exception("the model failed on one sample")

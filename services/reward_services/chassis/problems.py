@@ -37,9 +37,7 @@ def problem_response(error: RewardError, call: Call | None = None) -> Response:
         headers["WWW-Authenticate"] = "Bearer"
     if error.reason is Reason.REQUEST_TOO_LARGE:
         headers["Connection"] = "close"  # the rest of the body stays unread
-    return Response(
-        body.model_dump_json(exclude_none=True), status, headers, _PROBLEM_JSON
-    )
+    return Response(body.model_dump_json(exclude_none=True), status, headers, _PROBLEM_JSON)
 
 
 def plain_problem(status: int, detail: str, headers: Mapping[str, str] | None = None) -> Response:

@@ -21,7 +21,7 @@ def run(
 ) -> int:
     """Serves `scorer_class` as the reward `name` until a signal; returns the exit status::
 
-        sys.exit(run("brightness", Brightness, sys.argv[1:], os.environ))
+    sys.exit(run("brightness", Brightness, sys.argv[1:], os.environ))
     """
     try:
         settings, own = parse_settings(name, scorer_class.Settings, argv, environ)

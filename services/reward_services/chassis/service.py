@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from enum import StrEnum
-from typing import Self
+from typing import Any, Self
 
 from reward_api.errors import (
     DeadlineExceeded,
@@ -65,20 +67,16 @@ def _refusal(name: str, state: State) -> Unavailable:
 class RewardService:
     """Validates, decodes, batches and scores. Made inside a running event loop::
 
-        async with RewardService("jpeg", JpegScorer(JpegScorer.Settings())) as service:
-            response = await service.score(request, timeout_s=5.0)
+    async with RewardService("jpeg", JpegScorer(JpegScorer.Settings())) as service:
+        response = await service.score(request, timeout_s=5.0)
     """
 
-    def __init__(
-        self, name: str, scorer: Scorer, settings: ServiceSettings | None = None
-    ) -> None:
+    def __init__(self, name: str, scorer: Scorer, settings: ServiceSettings | None = None) -> None:
         self.name = name
         self.settings = settings or ServiceSettings()
         self.state = State.LOADING
         self.metrics = Metrics(name)
-        self.device_lost: asyncio.Future[BaseException] = (
-            asyncio.get_running_loop().create_future()
-        )
+        self.device_lost: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
         """Resolved when the device is gone: only a new process helps."""
         self._open_calls = OpenCalls()
         self._refuses = False
@@ -155,7 +153,9 @@ class RewardService:
         self._info = self._scorer.info()
         self._intake.prompt_required = self._info.prompt_required
         self._set_state(State.WARMING)
-        samples = [replace(s, prepared=self._scorer.prepare(s)) for s in self._scorer.warmup_samples()]
+        samples = [
+            replace(s, prepared=self._scorer.prepare(s)) for s in self._scorer.warmup_samples()
+        ]
         for outcome in self._scorer.score(samples) if samples else ():
             if isinstance(outcome, ItemFailure):
                 raise outcome
@@ -195,7 +195,7 @@ class RewardService:
             metadata_schema=info.metadata_schema,
             encodings=["raw", "png", "jpeg", "webp"],
             limits=self.settings.limits(),
-            settings={k: str(v) for k, v in self._scorer.settings.model_dump(mode="json").items()},
+            settings=_as_text(self._scorer.settings.model_dump(mode="json")),
             device=self._device,
             license=info.license,
         )
@@ -278,6 +278,10 @@ class RewardService:
             self.pool, self._intake.prepare, request, span, lambda: ticket.is_open
         )
         ticket.submit(span.start, prepared)
+
+
+def _as_text(settings: Mapping[str, Any]) -> dict[str, str]:
+    return {k: v if isinstance(v, str) else json.dumps(v) for k, v in settings.items()}
 
 
 def _result(item_id: str, outcome: Outcome, include_details: bool) -> ItemResult:

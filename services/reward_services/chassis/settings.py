@@ -61,7 +61,10 @@ class ServiceSettings(BaseModel):
         600.0, ge=0, description="keep batches small this long after memory ran out, seconds"
     )
     prepare_threads: int = Field(
-        0, ge=0, le=256, description="threads that decode and prepare items; 0: one per core, at most 8"
+        0,
+        ge=0,
+        le=256,
+        description="threads that decode and prepare items; 0: one per core, at most 8",
     )
 
     max_request_items: int = Field(256, ge=1, description="most items in one request")
@@ -141,7 +144,10 @@ class ServiceSettings(BaseModel):
 
     def limits(self) -> dict[str, int]:
         """What the metadata tells callers: the settings that bound their requests."""
-        names = [*(n for n in type(self).model_fields if n.startswith("max_")), "default_timeout_ms"]
+        names = [
+            *(n for n in type(self).model_fields if n.startswith("max_")),
+            "default_timeout_ms",
+        ]
         return {name: getattr(self, name) for name in names}
 
 
