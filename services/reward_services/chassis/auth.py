@@ -8,9 +8,9 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc
-from reward_api.errors import AuthenticationFailed, Reason
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from reward_api.errors import AuthenticationFailed, Reason
 from reward_services.chassis.problems import problem_response
 from reward_services.chassis.settings import ServiceSettings
 

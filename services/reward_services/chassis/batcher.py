@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from reward_api.errors import ItemFailure, Overloaded, Reason, Unavailable
-
 from reward_services.chassis.isolation import DeviceLost, Outcome, score_isolated
 from reward_services.chassis.item_queue import Entry, ItemQueue
 from reward_services.chassis.metrics import Metrics
@@ -128,7 +127,7 @@ class Batcher:
         )
 
     def start(self, load: Callable[[], None]) -> asyncio.Future[None]:
-        """Runs `load` on the device thread, then scores batches; the future tells how `load` ended."""
+        """Runs `load` on the device thread, then scores batches; the future tells how it ended."""
         loaded = self._loop.create_future()
         self._thread = threading.Thread(
             target=self._device_thread, args=(load, loaded), name="device", daemon=True
@@ -153,13 +152,13 @@ class Batcher:
         if wait_s > remaining_s:
             raise Overloaded(
                 Reason.DEADLINE_UNREACHABLE,
-                f"the queue is about {wait_s:.1f} s long and the deadline {remaining_s:.1f} s away; "
+                f"the queue is about {wait_s:.1f} s long, the deadline {remaining_s:.1f} s away: "
                 "try another replica or allow more time",
                 retry_after_s=wait_s,
             )
 
     def estimated_wait_s(self, priority: int) -> float:
-        """Seconds until a newcomer's batch starts, from an average of past batches; 0 if unknown."""
+        """Seconds until a newcomer's batch starts, by the average of past ones; 0 if unknown."""
         if self._batch_s is None:
             return 0.0
         wait_s = self.queue.ahead_of(priority) // self._batch_limit() * self._batch_s

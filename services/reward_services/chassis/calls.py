@@ -1,5 +1,5 @@
-"""One call from arrival to answer, whatever its protocol: its id, its log line, its metrics, and the
-promise that nothing but a RewardError (or a cancellation) leaves it."""
+"""One call from arrival to answer, whatever its protocol: its id, its log line, its metrics, and
+the promise that nothing but a RewardError (or a cancellation) leaves it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from typing import Self
 
 from reward_api.errors import InvalidRequest, Reason, RewardError, ServerFault
 from reward_api.messages import ScoreResponse
-
 from reward_services.chassis.metrics import Metrics
 
 logger = logging.getLogger(__name__)

@@ -37,7 +37,7 @@ def parse_settings(
     argv: Sequence[str],
     environ: Mapping[str, str],
 ) -> tuple[ServiceSettings, ScorerSettings]:
-    """The service's and the reward's settings. Raises SettingsError; --help and unknown flags exit."""
+    """The service's and the reward's settings. Raises SettingsError; --help and bad flags exit."""
     clash = ServiceSettings.model_fields.keys() & own.model_fields.keys()
     if clash:
         raise SettingsError(f"reward {reward} reuses names of service settings: {sorted(clash)}")

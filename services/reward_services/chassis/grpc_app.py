@@ -8,11 +8,11 @@ from typing import NoReturn
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
 from reward_api.convert import metadata_to_proto, request_from_proto, response_to_proto
 from reward_api.errors import InvalidRequest, Reason, RewardError
 from reward_api.messages import ScoreRequest
 from reward_api.v1 import reward_pb2
-
 from reward_services.chassis.auth import GrpcAuth, TokenCheck, grpc_tls
 from reward_services.chassis.service import RewardService
 
@@ -90,7 +90,7 @@ class GrpcFront:
     def __init__(self, service: RewardService, check: TokenCheck | None) -> None:
         settings = service.settings
         self._settings = settings
-        self._health = health.aio.HealthServicer()
+        self._health = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]
         self._server = grpc.aio.server(
             interceptors=[GrpcAuth(check)] if check else [],
             options=[

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request, Response
-from reward_api.errors import DeadlineExceeded, InvalidRequest, Reason, RewardError
-from reward_api.framing import HEADER_LENGTH, OCTET_STREAM, parse_body
-from reward_api.messages import Problem, RewardMetadata, ScoreRequest, ScoreResponse
 from starlette.exceptions import HTTPException
 
+from reward_api.errors import DeadlineExceeded, InvalidRequest, Reason, RewardError
+from reward_api.framing import CONTENT_TYPE, LENGTH_HEADER, decode_json, decode_request
+from reward_api.messages import Problem, RewardMetadata, ScoreRequest, ScoreResponse
 from reward_services import __version__
 from reward_services.chassis.http_body import (
     cancelled_on_disconnect,
@@ -71,12 +72,12 @@ def create_app(service: RewardService) -> FastAPI:
             "required": True,
             "content": {
                 _JSON: {"schema": {"$ref": "#/components/schemas/ScoreRequest"}},
-                OCTET_STREAM: {
+                CONTENT_TYPE: {
                     "schema": {
                         "type": "string",
                         "format": "binary",
                         "description": f"The JSON form, of the length given by the header "
-                        f"{HEADER_LENGTH}, with `binary_data_size` in place of each `data`; then "
+                        f"{LENGTH_HEADER}, with `binary_data_size` in place of each `data`; then "
                         "the bytes of the images in their order.",
                     }
                 },
@@ -88,7 +89,7 @@ def create_app(service: RewardService) -> FastAPI:
                 (TIMEOUT_HEADER, "integer", "deadline, milliseconds from now"),
                 (PRIORITY_HEADER, "integer", "1 (first) to 3 (last); default 2"),
                 (REQUEST_ID_HEADER, "string", "echoed in the answer and in the logs"),
-                (HEADER_LENGTH, "integer", "binary form: bytes of JSON at the start"),
+                (LENGTH_HEADER, "integer", "binary form: bytes of JSON at the start"),
             )
         ],
     },
@@ -156,13 +157,13 @@ async def metrics(request: Request) -> Response:
 
 async def _read_request(service: RewardService, request: Request, timeout_s: float) -> ScoreRequest:
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type not in (_JSON, OCTET_STREAM):
+    if media_type not in (_JSON, CONTENT_TYPE):
         raise InvalidRequest(
             Reason.UNSUPPORTED,
-            f"Content-Type must be {_JSON} or {OCTET_STREAM}, not {media_type!r}",
+            f"Content-Type must be {_JSON} or {CONTENT_TYPE}, not {media_type!r}",
         )
     priority = integer_header(request.headers, PRIORITY_HEADER, minimum=0)
-    header_length = integer_header(request.headers, HEADER_LENGTH, minimum=0)
+    header_length = integer_header(request.headers, LENGTH_HEADER, minimum=0)
     service.check_ready()
     try:
         async with asyncio.timeout(timeout_s):
@@ -174,14 +175,16 @@ async def _read_request(service: RewardService, request: Request, timeout_s: flo
             Reason.DEADLINE, f"the body did not arrive within {timeout_s:.3g} s"
         ) from None
     service.metrics.received_bytes.inc(len(body))
-    if media_type == OCTET_STREAM and header_length is None:
-        raise InvalidRequest(Reason.INVALID_REQUEST, f"the binary form needs {HEADER_LENGTH}")
-    parsed_bytes = len(body) if header_length is None else header_length
-    if parsed_bytes <= _INLINE_PARSE_BYTES:
-        message = parse_body(body, header_length)
+    if media_type == _JSON:
+        decode, parsed_bytes = partial(decode_json, body), len(body)
+    elif header_length is not None:
+        decode, parsed_bytes = partial(decode_request, body, header_length), header_length
     else:
-        loop = asyncio.get_running_loop()
-        message = await loop.run_in_executor(service.pool, parse_body, body, header_length)
+        raise InvalidRequest(Reason.INVALID_REQUEST, f"{CONTENT_TYPE} needs {LENGTH_HEADER}")
+    if parsed_bytes <= _INLINE_PARSE_BYTES:
+        message = decode()
+    else:
+        message = await asyncio.get_running_loop().run_in_executor(service.pool, decode)
     return message if priority is None else message.model_copy(update={"priority": priority})
 
 
@@ -192,7 +195,7 @@ async def _on_reward_error(request: Request, error: Exception) -> Response:
 
 async def _on_http_exception(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return plain_problem(error.status_code, str(error.detail), error.headers)
+    return plain_problem(error.status_code, error.detail, error.headers)
 
 
 def _document_score_request(app: FastAPI) -> None:

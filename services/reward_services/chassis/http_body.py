@@ -6,9 +6,10 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
-from reward_api.errors import InvalidRequest, Reason, RewardError
 from starlette.datastructures import Headers
 from starlette.types import Receive
+
+from reward_api.errors import InvalidRequest, Reason, RewardError
 
 
 def integer_header(headers: Headers, name: str, *, minimum: int) -> int | None:

@@ -11,10 +11,10 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from reward_api.errors import InvalidRequest, ItemFailure, Reason
-from reward_api.images import decode_image
-from reward_api.messages import Item, PackedImages, ScoreRequest
 
+from reward_api.errors import InvalidRequest, ItemFailure, Reason
+from reward_api.images import ImageLimits, decode_image
+from reward_api.messages import Item, PackedImages, ScoreRequest
 from reward_services.chassis.isolation import summary
 from reward_services.chassis.scorer import Sample, Scorer
 from reward_services.chassis.settings import ServiceSettings
@@ -29,6 +29,11 @@ class Intake:
         self._scorer = scorer
         self._settings = settings
         self._has_prepare = type(scorer).prepare is not Scorer.prepare
+        self._image_limits = ImageLimits(
+            max_image_pixels=settings.max_image_pixels,
+            max_image_side=settings.max_image_side,
+            max_image_bytes=settings.max_image_bytes,
+        )
         self.num_threads = settings.prepare_threads or min(8, os.cpu_count() or 1)
         self.prompt_required = False
 
@@ -52,10 +57,10 @@ class Intake:
                 Reason.INVALID_REQUEST, f"priority is {request.priority}; it goes from 1 to 3"
             )
         if request.packed_images is not None:
-            _check_packed(request, request.packed_images)
+            _check_packed(request, request.packed_images, self._settings)
 
     def spans(self, request: ScoreRequest) -> list[range]:
-        """How the items are spread over the pool: in one piece where there is nothing to compute."""
+        """How the items are spread over the pool: in one piece where nothing is computed."""
         count = len(request.items)
         is_light = request.packed_images is not None or all(
             item.image is None or item.image.is_raw for item in request.items
@@ -110,10 +115,11 @@ class Intake:
             raise ItemFailure(
                 Reason.INVALID_REQUEST, "the prompt holds a lone surrogate: it is not valid Unicode"
             ) from None
-        if size > self._settings.max_prompt_bytes:
+        limit = self._settings.max_prompt_bytes
+        if size > limit:
             raise ItemFailure(
                 Reason.INVALID_REQUEST,
-                f"the prompt has {size} bytes; max_prompt_bytes is {self._settings.max_prompt_bytes}",
+                f"the prompt has {size} bytes; max_prompt_bytes is {limit}",
             )
 
     def _check_metadata(self, metadata: Mapping[str, Any]) -> None:
@@ -132,34 +138,14 @@ class Intake:
             )
 
     def _image(self, item: Item, packed: np.ndarray | None) -> np.ndarray:
-        settings = self._settings
         if packed is not None:
-            height, width = packed.shape[:2]
-            self._check_size(height, width)
             return packed
         if item.image is None:
             raise ItemFailure(Reason.IMAGE_DECODE, "the item has no image")
-        return decode_image(
-            item.image,
-            max_pixels=settings.max_image_pixels,
-            max_side=settings.max_image_side,
-            max_bytes=settings.max_image_bytes,
-        )
-
-    def _check_size(self, height: int, width: int) -> None:
-        settings = self._settings
-        if (
-            height * width > settings.max_image_pixels
-            or max(height, width) > settings.max_image_side
-        ):
-            raise ItemFailure(
-                Reason.IMAGE_TOO_LARGE,
-                f"the image is {width}x{height}; max_image_pixels is {settings.max_image_pixels}, "
-                f"max_image_side {settings.max_image_side}",
-            )
+        return decode_image(item.image, self._image_limits)
 
 
-def _check_packed(request: ScoreRequest, packed: PackedImages) -> None:
+def _check_packed(request: ScoreRequest, packed: PackedImages, settings: ServiceSettings) -> None:
     if packed.count != len(request.items):
         raise InvalidRequest(
             Reason.COUNT_MISMATCH, f"{packed.count} packed images for {len(request.items)} items"
@@ -176,7 +162,7 @@ def _check_packed(request: ScoreRequest, packed: PackedImages) -> None:
     expected = packed.count * packed.height * packed.width * packed.channels
     if len(packed.data) != expected:
         raise InvalidRequest(
-            Reason.INVALID_REQUEST,
+            Reason.IMAGE_SHAPE,
             f"packed_images has {len(packed.data)} bytes where its shape needs {expected}",
         )
 
@@ -185,7 +171,10 @@ def _packed_pixels(packed: PackedImages) -> np.ndarray:
     """[N, H, W, 3] uint8, a view of the request's bytes where they are RGB."""
     shape = (packed.count, packed.height, packed.width, packed.channels)
     pixels = np.frombuffer(packed.data, np.uint8).reshape(shape)
-    return pixels if packed.channels == 3 else np.repeat(pixels, 3, axis=3)
+    if packed.channels == 1:
+        pixels = np.repeat(pixels, 3, axis=3)
+    pixels.flags.writeable = False
+    return pixels
 
 
 def _is_within_depth(value: object, limit: int) -> bool:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 
 from reward_api.errors import ItemFailure, Reason
 from reward_api.messages import ItemScore
-
 from reward_services.chassis.scorer import Sample
 
 Outcome = ItemScore | ItemFailure
@@ -47,7 +46,7 @@ class DeviceLost(Exception):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """True for MemoryError, torch.OutOfMemoryError and the texts of CUDA, cuBLAS and ONNX Runtime."""
+    """True for MemoryError, torch.OutOfMemoryError, and by text for CUDA and ONNX Runtime."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     text = str(error).lower()

@@ -1,5 +1,5 @@
-"""The queue between the event loop, which adds and removes items, and the device thread, which takes
-batches. The device thread waits on the queue itself, so it never waits for a busy event loop."""
+"""The queue between the event loop, which adds and removes items, and the device thread, which
+takes batches. The device thread waits on the queue itself, never on a busy event loop."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ class ItemQueue:
         return [entry for _, entry in batch]
 
     def _in_order(self) -> Iterator[tuple[int, Entry]]:
-        lanes = [zip(repeat(p), lane) for p, lane in self._lanes.items() if lane]  # noqa: B905
+        lanes = [zip(repeat(p), lane) for p, lane in self._lanes.items() if lane]
         if len(lanes) == 1:
             return iter(lanes[0])
         return heapq.merge(*lanes, key=self._rank)

@@ -6,6 +6,7 @@ from collections import Counter as Tally
 from collections.abc import Callable, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
 from reward_api.errors import Reason
 from reward_api.messages import ItemResult, ScoreRange, Timing
 

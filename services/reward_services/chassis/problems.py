@@ -7,10 +7,10 @@ import math
 from collections.abc import Mapping
 from http import HTTPStatus
 
-from reward_api.errors import Reason, RewardError
-from reward_api.messages import Problem
 from starlette.responses import Response
 
+from reward_api.errors import Reason, RewardError
+from reward_api.messages import Problem
 from reward_services.chassis.calls import Call
 
 REQUEST_ID_HEADER = "X-Request-Id"

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
+
 from reward_api.errors import ItemFailure
 from reward_api.messages import ItemScore, ScoreRange
 
@@ -75,8 +76,8 @@ class Scorer(ABC):
         return None
 
     def batch_key(self, sample: Sample) -> Hashable:
-        """Samples share a batch only if their keys are equal. A model that needs equal shapes returns
-        `sample.image.shape`. Cheap: it runs on the event loop."""
+        """Samples share a batch only if their keys are equal. A model that needs equal shapes
+        returns `sample.image.shape`. Cheap: it runs on the event loop."""
         return None
 
     def warmup_samples(self) -> Sequence[Sample]:

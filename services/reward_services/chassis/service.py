@@ -1,4 +1,4 @@
-"""One reward as an object: what both protocols call, and what other code may call without sockets."""
+"""One reward as an object: what both protocols call, and other code without sockets."""
 
 from __future__ import annotations
 
@@ -26,7 +26,6 @@ from reward_api.messages import (
     ScoreResponse,
     Timing,
 )
-
 from reward_services import __version__
 from reward_services.chassis.admission import Admission
 from reward_services.chassis.batcher import Batcher, Ticket
@@ -201,7 +200,7 @@ class RewardService:
         )
 
     def timeout_s(self, requested_s: float | None) -> float:
-        """The time a call gets: what it asked for, bounded; the default when it asked for nothing."""
+        """The time a call gets: what it asked for, bounded, or the default."""
         if requested_s is None:
             return self.settings.default_timeout_ms / 1000
         return min(requested_s, self.settings.max_timeout_ms / 1000)

@@ -27,73 +27,93 @@ class ServiceSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    host: str = Field("127.0.0.1", description="address both ports bind to")
-    http_port: Port = Field(8100, description="HTTP port; 0: any free one; none: no HTTP")
-    grpc_port: Port = Field(9100, description="gRPC port; 0: any free one; none: no gRPC")
-    device: str = Field("auto", description="cpu, cuda, cuda:1, ...; auto: cuda where there is one")
+    host: str = Field(default="127.0.0.1", description="address both ports bind to")
+    http_port: Port = Field(default=8100, description="HTTP port; 0: any free one; none: no HTTP")
+    grpc_port: Port = Field(default=9100, description="gRPC port; 0: any free one; none: no gRPC")
+    device: str = Field(
+        default="auto", description="cpu, cuda, cuda:1, ...; auto: cuda where there is one"
+    )
 
-    token: SecretStr | None = Field(None, description="bearer token that callers must send")
-    token_file: Path | None = Field(None, description="file that holds the token")
+    token: SecretStr | None = Field(default=None, description="bearer token that callers must send")
+    token_file: Path | None = Field(default=None, description="file that holds the token")
     insecure_no_auth: bool = Field(
-        False, description="allow other machines to call without a token"
+        default=False, description="allow other machines to call without a token"
     )
-    tls_cert_file: Path | None = Field(None, description="certificate chain (PEM) for both ports")
-    tls_key_file: Path | None = Field(None, description="private key (PEM) of the certificate")
+    tls_cert_file: Path | None = Field(
+        default=None, description="certificate chain (PEM) for both ports"
+    )
+    tls_key_file: Path | None = Field(
+        default=None, description="private key (PEM) of the certificate"
+    )
     tls_client_ca_file: Path | None = Field(
-        None, description="require client certificates signed by this CA (PEM)"
+        default=None, description="require client certificates signed by this CA (PEM)"
     )
 
-    max_batch_items: int = Field(32, ge=1, description="most items in one model batch")
-    max_batch_pixels: int = Field(0, ge=0, description="most pixels in one batch; 0: no limit")
+    max_batch_items: int = Field(default=32, ge=1, description="most items in one model batch")
+    max_batch_pixels: int = Field(
+        default=0, ge=0, description="most pixels in one batch; 0: no limit"
+    )
     max_queue_delay_ms: int = Field(
-        0, ge=0, description="wait this long for a fuller batch while the device is idle"
+        default=0, ge=0, description="wait this long for a fuller batch while the device is idle"
     )
     max_queue_items: int = Field(
-        1024, ge=1, description="most items accepted and not yet answered, over all callers"
+        default=1024, ge=1, description="most items accepted and not yet answered, over all callers"
     )
     max_queue_bytes: int = Field(
-        1024 * MIB, ge=1, description="most request bytes held at a time, over all callers"
+        default=1024 * MIB, ge=1, description="most request bytes held at a time, over all callers"
     )
     priority_aging_s: float = Field(
-        10.0, ge=0, description="head start of a priority over the next lower one, seconds"
+        default=10.0, ge=0, description="head start of a priority over the next lower one, seconds"
     )
     oom_cap_s: float = Field(
-        600.0, ge=0, description="keep batches small this long after memory ran out, seconds"
+        default=600.0,
+        ge=0,
+        description="keep batches small this long after memory ran out, seconds",
     )
     prepare_threads: int = Field(
-        0,
+        default=0,
         ge=0,
         le=256,
         description="threads that decode and prepare items; 0: one per core, at most 8",
     )
 
-    max_request_items: int = Field(256, ge=1, description="most items in one request")
-    max_request_bytes: int = Field(64 * MIB, ge=1, description="most bytes in one request")
-    max_image_pixels: int = Field(16_777_216, ge=1, description="most pixels in one image")
-    max_image_side: int = Field(8192, ge=1, description="longest side of an image, pixels")
-    max_image_bytes: int = Field(32 * MIB, ge=1, description="most bytes in one image")
-    max_prompt_bytes: int = Field(16 * 1024, ge=1, description="longest prompt, bytes of UTF-8")
-    max_metadata_bytes: int = Field(
-        64 * 1024, ge=1, description="largest metadata of an item, bytes of JSON"
+    max_request_items: int = Field(default=256, ge=1, description="most items in one request")
+    max_request_bytes: int = Field(default=64 * MIB, ge=1, description="most bytes in one request")
+    max_image_pixels: int = Field(default=16_777_216, ge=1, description="most pixels in one image")
+    max_image_side: int = Field(default=8192, ge=1, description="longest side of an image, pixels")
+    max_image_bytes: int = Field(default=32 * MIB, ge=1, description="most bytes in one image")
+    max_prompt_bytes: int = Field(
+        default=16 * 1024, ge=1, description="longest prompt, bytes of UTF-8"
     )
-    max_metadata_depth: int = Field(16, ge=1, description="deepest nesting of an item's metadata")
-    default_timeout_ms: int = Field(60_000, ge=1, description="deadline of calls that name none")
-    max_timeout_ms: int = Field(600_000, ge=1, description="longest deadline a call may have")
+    max_metadata_bytes: int = Field(
+        default=64 * 1024, ge=1, description="largest metadata of an item, bytes of JSON"
+    )
+    max_metadata_depth: int = Field(
+        default=16, ge=1, description="deepest nesting of an item's metadata"
+    )
+    default_timeout_ms: int = Field(
+        default=60_000, ge=1, description="deadline of calls that name none"
+    )
+    max_timeout_ms: int = Field(
+        default=600_000, ge=1, description="longest deadline a call may have"
+    )
 
-    drain_s: float = Field(30.0, ge=0, description="time to finish accepted work after SIGTERM")
+    drain_s: float = Field(
+        default=30.0, ge=0, description="time to finish accepted work after SIGTERM"
+    )
     readiness_delay_s: float | None = Field(
-        None,
+        default=None,
         ge=0,
         description="after SIGTERM, stay open this long while readiness says no, so that balancers "
         "notice; none: 0 on loopback, else 5",
     )
-    reflection: bool = Field(False, description="serve gRPC reflection (grpcurl)")
+    reflection: bool = Field(default=False, description="serve gRPC reflection (grpcurl)")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="least severe messages logged"
+        default="info", description="least severe messages logged"
     )
-    log_format: Literal["text", "json"] = Field("text", description="form of the log lines")
+    log_format: Literal["text", "json"] = Field(default="text", description="form of the log lines")
     port_file: Path | None = Field(
-        None, description="write the bound ports there as JSON; readiness comes later"
+        default=None, description="write the bound ports there as JSON; readiness comes later"
     )
 
     @model_validator(mode="after")
@@ -131,7 +151,7 @@ class ServiceSettings(BaseModel):
         return 0.0 if self.is_loopback else 5.0
 
     def read_token(self) -> str | None:
-        """The bearer token; raises ValueError when it is empty, OSError when its file is missing."""
+        """The bearer token. Raises ValueError when it is empty, OSError without its file."""
         if self.token_file is not None:
             token = self.token_file.read_text(encoding="utf-8").strip()
         elif self.token is not None:

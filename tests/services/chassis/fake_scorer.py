@@ -1,4 +1,4 @@
-"""A real Scorer whose prompts say how it behaves; also a server: `python fake_scorer.py --http-port 0`."""
+"""A real Scorer whose prompts say how it behaves, and a server: `python fake_scorer.py`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from pydantic import Field
+
 from reward_api.errors import ItemFailure, Reason
 from reward_api.messages import ItemScore, ScoreRange
 from reward_services.chassis.run import run
@@ -17,16 +18,16 @@ from reward_services.chassis.scorer import Sample, Scorer, ScorerInfo, ScorerSet
 
 
 class FakeSettings(ScorerSettings):
-    delay_ms: int = Field(0, description="time of one batch")
-    load_ms: int = Field(0, description="time to load")
-    warmup_ms: int = Field(0, description="time to warm up")
-    load_error: str = Field("", description="fail to load with this message")
-    needs_prompt: bool = Field(False, description="whether a prompt is required")
-    api_key: str | None = Field(None, description="a setting without a value")
+    delay_ms: int = Field(default=0, description="time of one batch")
+    load_ms: int = Field(default=0, description="time to load")
+    warmup_ms: int = Field(default=0, description="time to warm up")
+    load_error: str = Field(default="", description="fail to load with this message")
+    needs_prompt: bool = Field(default=False, description="whether a prompt is required")
+    api_key: str | None = Field(default=None, description="a setting without a value")
 
 
 class FakeScorer(Scorer):
-    """Score: mean pixel plus prompt length / 1000. Prompts with a meaning: see `_outcome`, `score`."""
+    """Score: mean pixel plus prompt length / 1000. Prompts with a meaning: `_misbehave`."""
 
     Settings = FakeSettings
 

@@ -7,6 +7,7 @@ import pytest
 from fake_scorer import FakeScorer, FakeSettings
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from reward_api.errors import ItemFailure, Reason
 from reward_api.messages import ItemScore
 from reward_services.chassis.isolation import (
@@ -44,6 +45,7 @@ def test_an_exception_costs_only_the_guilty_sample():
     assert _reasons(outcomes) == [None] * 20 + [Reason.MODEL_ERROR] + [None] * 11
     neighbours = [i for i in range(32) if i != 20]
     assert [outcomes[i] for i in neighbours] == [clean[i] for i in neighbours]
+    assert isinstance(outcomes[20], ItemFailure)
     assert outcomes[20].message == ("the model failed: RuntimeError: the model does not like this")
 
 
@@ -86,6 +88,7 @@ def test_out_of_memory_halves_until_it_fits():
 def test_out_of_memory_with_one_item_is_its_error():
     outcomes, _, _ = _run("fine", "oom>0", "fine")
     assert _reasons(outcomes) == [None, Reason.OUT_OF_MEMORY, None]
+    assert isinstance(outcomes[1], ItemFailure)
     assert outcomes[1].retryable
 
 

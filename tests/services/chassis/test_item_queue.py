@@ -2,12 +2,18 @@
 
 import threading
 import time
+from typing import Any
 
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
+
 from reward_services.chassis.item_queue import Entry, ItemQueue
 from reward_services.chassis.scorer import Sample
+
+
+def _ticket() -> Any:
+    return None  # the queue never looks at it
 
 
 def _queue(*, max_pixels=0, max_delay_s=0.0, aging_s=10.0):
@@ -16,7 +22,13 @@ def _queue(*, max_pixels=0, max_delay_s=0.0, aging_s=10.0):
 
 def _entries(count, *, first=0, side=1, key=None):
     image = np.zeros((side, side, 3), np.uint8)
-    return [Entry(None, first + i, Sample(image), key) for i in range(count)]
+    return [Entry(_ticket(), first + i, Sample(image), key) for i in range(count)]
+
+
+def _take(queue, max_items):
+    batch = queue.take(max_items)
+    assert batch is not None
+    return batch
 
 
 def _indices(batch):
@@ -27,8 +39,8 @@ def test_takes_what_there_is_in_order():
     queue = _queue()
     queue.put(_entries(3), 2)
     queue.put(_entries(2, first=3), 2)
-    assert _indices(queue.take(4)) == [0, 1, 2, 3]
-    assert _indices(queue.take(4)) == [4]
+    assert _indices(_take(queue, 4)) == [0, 1, 2, 3]
+    assert _indices(_take(queue, 4)) == [4]
     assert len(queue) == 0
 
 
@@ -37,7 +49,7 @@ def test_lower_number_goes_first_within_the_aging_time():
     queue.put(_entries(1, first=3), 3)
     queue.put(_entries(1, first=2), 2)
     queue.put(_entries(1, first=1), 1)
-    assert _indices(queue.take(3)) == [1, 2, 3]
+    assert _indices(_take(queue, 3)) == [1, 2, 3]
 
 
 def test_aged_items_are_not_starved():
@@ -45,7 +57,7 @@ def test_aged_items_are_not_starved():
     queue.put(_entries(1, first=3), 3)
     time.sleep(0.03)
     queue.put(_entries(1, first=1), 1)
-    assert _indices(queue.take(1)) == [3]
+    assert _indices(_take(queue, 1)) == [3]
 
 
 def test_only_equal_keys_share_a_batch_and_the_oldest_is_in_it():
@@ -53,37 +65,37 @@ def test_only_equal_keys_share_a_batch_and_the_oldest_is_in_it():
     queue.put(_entries(1, first=0, key="a"), 2)
     queue.put(_entries(2, first=1, key="b"), 2)
     queue.put(_entries(1, first=3, key="a"), 2)
-    assert _indices(queue.take(8)) == [0, 3]
-    assert _indices(queue.take(8)) == [1, 2]
+    assert _indices(_take(queue, 8)) == [0, 3]
+    assert _indices(_take(queue, 8)) == [1, 2]
 
 
 def test_pixel_limit_never_blocks_a_single_big_image():
     queue = _queue(max_pixels=100)
     queue.put(_entries(1, side=20), 2)
     queue.put(_entries(3, first=1, side=7), 2)
-    assert _indices(queue.take(8)) == [0]
-    assert _indices(queue.take(8)) == [1, 2]
-    assert _indices(queue.take(8)) == [3]
+    assert _indices(_take(queue, 8)) == [0]
+    assert _indices(_take(queue, 8)) == [1, 2]
+    assert _indices(_take(queue, 8)) == [3]
 
 
 def test_discard_removes_only_what_is_still_queued():
     queue = _queue()
     entries = _entries(4)
     queue.put(entries, 2)
-    queue.take(1)
+    _take(queue, 1)
     assert queue.discard(entries[:2], 2) == 1
-    assert _indices(queue.take(8)) == [2, 3]
+    assert _indices(_take(queue, 8)) == [2, 3]
 
 
 def test_take_waits_for_the_delay_unless_the_batch_is_full():
     queue = _queue(max_delay_s=0.05)
     queue.put(_entries(1), 2)
     started = time.monotonic()
-    assert len(queue.take(2)) == 1
+    assert len(_take(queue, 2)) == 1
     assert time.monotonic() - started >= 0.04
     queue = _queue(max_delay_s=60)
     queue.put(_entries(2), 2)
-    assert len(queue.take(2)) == 2
+    assert len(_take(queue, 2)) == 2
 
 
 def test_close_wakes_the_waiting_thread():
@@ -119,7 +131,7 @@ def test_every_item_leaves_exactly_once(puts, sizes, discarded):
     step = 0
     while len(queue):
         size = sizes[step % len(sizes)]
-        batch = queue.take(size)
+        batch = _take(queue, size)
         assert 1 <= len(batch) <= size
         taken += _indices(batch)
         step += 1
