@@ -149,7 +149,7 @@ class Batcher:
     def check_deadline(self, priority: int, remaining_s: float) -> None:
         """Raises Overloaded when items of this priority would only wait until their deadline."""
         wait_s = self.estimated_wait_s(priority)
-        if wait_s > remaining_s:
+        if wait_s > max(0.0, remaining_s):
             raise Overloaded(
                 Reason.DEADLINE_UNREACHABLE,
                 f"the queue is about {wait_s:.1f} s long, the deadline {remaining_s:.1f} s away: "

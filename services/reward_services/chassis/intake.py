@@ -179,7 +179,7 @@ def _packed_pixels(packed: PackedImages) -> np.ndarray:
 
 def _is_within_depth(value: object, limit: int) -> bool:
     level = [value]
-    for _ in range(limit + 1):
+    for _ in range(limit):
         level = [
             child
             for node in level
