@@ -45,9 +45,7 @@ class HttpAuth:
             given = next((v for k, v in scope["headers"] if k == b"authorization"), b"")
             error = self._check.failure(given)
             if error is not None:
-                response = problem_response(error)
-                response.headers["Connection"] = "close"  # an unread body may follow
-                await response(scope, receive, send)
+                await problem_response(error)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 

@@ -9,7 +9,7 @@ from http import HTTPStatus
 
 from starlette.responses import Response
 
-from reward_api.errors import Reason, RewardError
+from reward_api.errors import RewardError
 from reward_api.messages import Problem
 from reward_services.chassis.calls import Call
 
@@ -35,8 +35,6 @@ def problem_response(error: RewardError, call: Call | None = None) -> Response:
         headers["Retry-After"] = str(math.ceil(retry_after_ms / 1000))
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    if error.reason is Reason.REQUEST_TOO_LARGE:
-        headers["Connection"] = "close"  # the rest of the body stays unread
     return Response(body.model_dump_json(exclude_none=True), status, headers, _PROBLEM_JSON)
 
 

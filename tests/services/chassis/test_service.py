@@ -3,8 +3,8 @@
 import asyncio
 import gc
 
-import numpy as np
 import pytest
+from conftest import PIXELS, assert_nothing_left, hold_device, packed_request, queued, raw_request
 from fake_scorer import FakeScorer, FakeSettings
 
 from reward_api.errors import (
@@ -19,70 +19,14 @@ from reward_services.chassis.scorer import Sample
 from reward_services.chassis.service import RewardService, State
 from reward_services.chassis.settings import ServiceSettings
 
-PIXELS = np.random.default_rng(7).integers(0, 256, (64, 8, 6, 3), np.uint8)
-
-
-def _request(*prompts, **fields):
-    count = len(prompts)
-    packed = PackedImages(data=PIXELS[:count].tobytes(), count=count, height=8, width=6)
-    items = [Item(id=str(i), prompt=prompt) for i, prompt in enumerate(prompts)]
-    return ScoreRequest(items=items, packed_images=packed, **fields)
-
-
-def _raw(index, prompt="", **fields):
-    image = Image(data=PIXELS[index].tobytes(), height=8, width=6)
-    return ScoreRequest(items=[Item(prompt=prompt, image=image)], **fields)
-
-
-@pytest.fixture
-async def start():
-    """Starts services: `service, scorer = await start(max_batch_items=4)`."""
-    services = []
-
-    async def _start(own=None, **settings):
-        scorer = FakeScorer(own or FakeSettings())
-        service = RewardService("fake", scorer, ServiceSettings(device="cpu", **settings))
-        services.append((service, scorer))
-        await service.start()
-        scorer.batches.clear()
-        return service, scorer
-
-    yield _start
-    for service, scorer in services:
-        scorer.gate.set()
-        service.close()
-
-
-async def _hold_device(service, scorer, prompt="first"):
-    """Starts a call whose batch stays on the device until `scorer.gate` opens."""
-    scorer.gate.clear()
-    scorer.is_busy.clear()
-    task = asyncio.create_task(service.score(_raw(0, prompt)))
-    await asyncio.to_thread(scorer.is_busy.wait, 5)
-    return task
-
-
-async def _queued(service, count):
-    """Waits until `count` items are queued."""
-    async with asyncio.timeout(5):
-        while len(service._batcher.queue) != count:
-            await asyncio.sleep(0.002)
-
-
-def _assert_nothing_left(service):
-    assert len(service._batcher.queue) == 0
-    assert not service._batcher.tickets
-    assert service.admission.items == 0
-    assert service.inflight == 0
-
 
 def _reasons(response):
     return [result.error and result.error.reason for result in response.results]
 
 
 async def test_scores_are_in_order_with_ids_and_revision(start):
-    service, scorer = await start()
-    response = await service.score(_request("a", "bb", "ccc", request_id="mine"))
+    service, _ = await start()
+    response = await service.score(packed_request("a", "bb", "ccc", request_id="mine"))
     expected = [PIXELS[i].mean() + (i + 1) / 1000 for i in range(3)]
     assert [r.score.value for r in response.results] == expected
     assert [r.id for r in response.results] == ["0", "1", "2"]
@@ -90,20 +34,20 @@ async def test_scores_are_in_order_with_ids_and_revision(start):
     assert response.batch_sizes == [3]
     assert all(r.score.details is None for r in response.results)
     assert response.timing.total_ms >= response.timing.inference_ms
-    _assert_nothing_left(service)
+    assert_nothing_left(service)
 
 
 async def test_details_come_only_when_asked_for(start):
     service, _ = await start()
-    response = await service.score(_request("a", include_details=True))
+    response = await service.score(packed_request("a", include_details=True))
     assert response.results[0].score.details == {"shape": [8, 6, 3], "metadata": {}}
 
 
 async def test_items_of_many_callers_share_batches(start):
     service, scorer = await start()
-    held = await _hold_device(service, scorer)
-    callers = [asyncio.create_task(service.score(_raw(i, str(i)))) for i in range(8)]
-    await _queued(service, 8)
+    held = await hold_device(service, scorer)
+    callers = [asyncio.create_task(service.score(raw_request(i, str(i)))) for i in range(8)]
+    await queued(service, 8)
     scorer.gate.set()
     responses = await asyncio.gather(held, *callers)
     assert [len(batch) for batch in scorer.batches] == [1, 8]
@@ -114,7 +58,7 @@ async def test_items_of_many_callers_share_batches(start):
 
 async def test_a_request_larger_than_a_batch_is_split_and_reassembled(start):
     service, scorer = await start(max_batch_items=4)
-    response = await service.score(_request(*["p"] * 10))
+    response = await service.score(packed_request(*["p"] * 10))
     assert [len(batch) for batch in scorer.batches] == [4, 4, 2]
     assert [r.score.value for r in response.results] == [
         PIXELS[i].mean() + 0.001 for i in range(10)
@@ -124,14 +68,16 @@ async def test_a_request_larger_than_a_batch_is_split_and_reassembled(start):
 
 async def test_a_poisoned_batch_mate_costs_the_others_nothing(start):
     service, scorer = await start()
-    clean = [await service.score(_raw(i, "p")) for i in range(32)]
-    held = await _hold_device(service, scorer)
+    clean = [await service.score(raw_request(i, "p")) for i in range(32)]
+    held = await hold_device(service, scorer)
     bad = ScoreRequest(items=[Item(prompt="p", image=Image(data=b"\x89PNG\r\n\x1a\nno"))])
     callers = [
-        asyncio.create_task(service.score(bad if i == 13 else _raw(i, "boom" if i == 5 else "p")))
+        asyncio.create_task(
+            service.score(bad if i == 13 else raw_request(i, "boom" if i == 5 else "p"))
+        )
         for i in range(32)
     ]
-    await _queued(service, 31)
+    await queued(service, 31)
     scorer.gate.set()
     responses = await asyncio.gather(*callers)
     await held
@@ -142,7 +88,7 @@ async def test_a_poisoned_batch_mate_costs_the_others_nothing(start):
             assert _reasons(response) == [Reason.MODEL_ERROR]
         else:
             assert response.results == reference.results
-    _assert_nothing_left(service)
+    assert_nothing_left(service)
 
 
 async def test_each_bad_item_has_its_own_error_and_neighbours_their_scores(start):
@@ -184,9 +130,9 @@ async def test_each_bad_item_has_its_own_error_and_neighbours_their_scores(start
     ("request_", "reason"),
     [
         (ScoreRequest(items=[]), Reason.INVALID_REQUEST),
-        (_raw(0, model="other"), Reason.MODEL_NOT_FOUND),
-        (_raw(0, request_id="two\nlines"), Reason.INVALID_REQUEST),
-        (_request(*["p"] * 9), Reason.REQUEST_TOO_LARGE),
+        (raw_request(0, model="other"), Reason.MODEL_NOT_FOUND),
+        (raw_request(0, request_id="two\nlines"), Reason.INVALID_REQUEST),
+        (packed_request(*["p"] * 9), Reason.REQUEST_TOO_LARGE),
         (
             ScoreRequest(
                 items=[Item(), Item()],
@@ -216,19 +162,19 @@ async def test_requests_that_are_wrong_as_a_whole(start, request_, reason):
         await service.score(request_)
     assert caught.value.reason is reason
     assert scorer.batches == []
-    _assert_nothing_left(service)
+    assert_nothing_left(service)
 
 
 async def test_deadline_fires_while_queued_and_the_device_is_busy(start):
     service, scorer = await start()
-    held = await _hold_device(service, scorer)
+    held = await hold_device(service, scorer)
     with pytest.raises(DeadlineExceeded):
-        await service.score(_raw(1, "late"), timeout_s=0.05)
+        await service.score(raw_request(1, "late"), timeout_s=0.05)
     assert not scorer.gate.is_set()
     assert len(service._batcher.queue) == 0
     scorer.gate.set()
     assert _reasons(await held) == [None]
-    await service.score(_raw(2, "next"))
+    await service.score(raw_request(2, "next"))
     assert scorer.batches == [["first"], ["next"]]
 
 
@@ -236,32 +182,32 @@ async def test_deadline_fires_while_running_and_the_late_outcome_is_dropped(star
     service, scorer = await start()
     scorer.gate.clear()
     with pytest.raises(DeadlineExceeded):
-        await service.score(_raw(1, "slow"), timeout_s=0.05)
+        await service.score(raw_request(1, "slow"), timeout_s=0.05)
     scorer.gate.set()
-    assert _reasons(await service.score(_raw(2, "next"))) == [None]
-    _assert_nothing_left(service)
+    assert _reasons(await service.score(raw_request(2, "next"))) == [None]
+    assert_nothing_left(service)
 
 
 async def test_deadline_that_is_over_on_arrival(start):
     service, scorer = await start()
     with pytest.raises(DeadlineExceeded):
-        await service.score(_raw(1), timeout_s=-1.0)
+        await service.score(raw_request(1), timeout_s=-1.0)
     assert scorer.batches == []
 
 
 async def test_deadline_that_the_queue_cannot_meet_is_refused_at_once(start):
     service, scorer = await start(FakeSettings(delay_ms=100), max_batch_items=1)
-    await service.score(_raw(0))
-    held = await _hold_device(service, scorer)
-    waiting = [asyncio.create_task(service.score(_raw(i))) for i in range(20)]
-    await _queued(service, 20)
+    await service.score(raw_request(0))
+    held = await hold_device(service, scorer)
+    waiting = [asyncio.create_task(service.score(raw_request(i))) for i in range(20)]
+    await queued(service, 20)
     with pytest.raises(Overloaded) as caught:
-        await service.score(_raw(1), timeout_s=0.5)
+        await service.score(raw_request(1), timeout_s=0.5)
     assert caught.value.reason is Reason.DEADLINE_UNREACHABLE
     assert caught.value.retry_after_s > 1.0
     # A higher priority does not wait behind them.
-    urgent = asyncio.create_task(service.score(_raw(1, "urgent", priority=1), timeout_s=30))
-    await _queued(service, 21)
+    urgent = asyncio.create_task(service.score(raw_request(1, "urgent", priority=1), timeout_s=30))
+    await queued(service, 21)
     for task in waiting:
         task.cancel()
     scorer.gate.set()
@@ -270,10 +216,10 @@ async def test_deadline_that_the_queue_cannot_meet_is_refused_at_once(start):
 
 async def test_cancelled_items_leave_the_queue_at_once(start):
     service, scorer = await start()
-    held = await _hold_device(service, scorer)
-    gone = asyncio.create_task(service.score(_request("gone", "gone")))
-    kept = asyncio.create_task(service.score(_raw(3, "kept")))
-    await _queued(service, 3)
+    held = await hold_device(service, scorer)
+    gone = asyncio.create_task(service.score(packed_request("gone", "gone")))
+    kept = asyncio.create_task(service.score(raw_request(3, "kept")))
+    await queued(service, 3)
     gone.cancel()
     with pytest.raises(asyncio.CancelledError):
         await gone
@@ -282,16 +228,18 @@ async def test_cancelled_items_leave_the_queue_at_once(start):
     await asyncio.gather(held, kept)
     assert scorer.batches == [["first"], ["kept"]]
     assert b"reward_cancelled_items_total 2.0" in service.metrics.exposition()
-    _assert_nothing_left(service)
+    assert_nothing_left(service)
 
 
 async def test_priorities(start):
     service, scorer = await start(max_batch_items=2)
-    held = await _hold_device(service, scorer)
+    held = await hold_device(service, scorer)
     tasks = []
     for i, priority in enumerate((3, 3, 2, 0, 1, 1)):
-        tasks.append(asyncio.create_task(service.score(_raw(i, f"p{priority}", priority=priority))))
-        await _queued(service, i + 1)
+        tasks.append(
+            asyncio.create_task(service.score(raw_request(i, f"p{priority}", priority=priority)))
+        )
+        await queued(service, i + 1)
     scorer.gate.set()
     await asyncio.gather(held, *tasks)
     assert scorer.batches == [["first"], ["p1", "p1"], ["p2", "p0"], ["p3", "p3"]]
@@ -299,42 +247,42 @@ async def test_priorities(start):
 
 async def test_the_queue_is_bounded_by_items(start):
     service, scorer = await start(max_queue_items=4)
-    held = await _hold_device(service, scorer)
-    queued = asyncio.create_task(service.score(_request("a", "b", "c")))
-    await _queued(service, 3)
+    held = await hold_device(service, scorer)
+    waiting = asyncio.create_task(service.score(packed_request("a", "b", "c")))
+    await queued(service, 3)
     with pytest.raises(Overloaded) as caught:
-        await service.score(_raw(1))
+        await service.score(raw_request(1))
     assert caught.value.reason is Reason.QUEUE_FULL
     assert caught.value.retry_after_s > 0
     scorer.gate.set()
-    await asyncio.gather(held, queued)
-    await service.score(_raw(1))
+    await asyncio.gather(held, waiting)
+    await service.score(raw_request(1))
     assert b'reward_rejections_total{reason="QUEUE_FULL"} 1.0' in service.metrics.exposition()
 
 
 async def test_out_of_memory_lowers_the_batch_size_for_a_while(start):
     service, scorer = await start(oom_cap_s=600.0)
-    assert _reasons(await service.score(_request(*["oom>4"] * 8))) == [None] * 8
+    assert _reasons(await service.score(packed_request(*["oom>4"] * 8))) == [None] * 8
     scorer.batches.clear()
-    await service.score(_request(*["fine"] * 8))
+    await service.score(packed_request(*["fine"] * 8))
     assert [len(batch) for batch in scorer.batches] == [4, 4]
 
 
 async def test_the_batch_size_recovers(start):
     service, scorer = await start(oom_cap_s=0.0)
-    await service.score(_request(*["oom>4"] * 8))
-    await service.score(_raw(0))
+    await service.score(packed_request(*["oom>4"] * 8))
+    await service.score(raw_request(0))
     scorer.batches.clear()
-    await service.score(_request(*["fine"] * 8))
+    await service.score(packed_request(*["fine"] * 8))
     assert [len(batch) for batch in scorer.batches] == [8]
 
 
 @pytest.mark.parametrize("prompt", ["lost", "kill"])
 async def test_losing_the_device_fails_all_that_wait(start, prompt, caplog):
     service, scorer = await start(max_batch_items=1)
-    held = await _hold_device(service, scorer, prompt)
-    waiting = [asyncio.create_task(service.score(_raw(i))) for i in range(3)]
-    await _queued(service, 3)
+    held = await hold_device(service, scorer, prompt)
+    waiting = [asyncio.create_task(service.score(raw_request(i))) for i in range(3)]
+    await queued(service, 3)
     scorer.gate.set()
     results = await asyncio.gather(held, *waiting, return_exceptions=True)
     assert [type(result) for result in results] == [Unavailable] * 4
@@ -342,7 +290,7 @@ async def test_losing_the_device_fails_all_that_wait(start, prompt, caplog):
     assert service.state is State.FAILED
     assert service.device_lost.done()
     with pytest.raises(Unavailable):
-        await service.score(_raw(0))
+        await service.score(raw_request(0))
     gc.collect()
 
 
@@ -355,16 +303,16 @@ async def test_work_is_refused_until_warm_and_after_draining():
         if service.state not in states:
             states.append(service.state)
             with pytest.raises(Unavailable) as caught:
-                await service.score(_raw(0))
+                await service.score(raw_request(0))
             assert caught.value.reason is Reason.LOADING
         await asyncio.sleep(0.005)
     assert [*states, service.state] == [State.LOADING, State.WARMING, State.READY]
     assert scorer.batches == [["warm-up"]]
     service.announce_drain()
-    assert _reasons(await service.score(_raw(0))) == [None]
+    assert _reasons(await service.score(raw_request(0))) == [None]
     service.refuse_new_calls()
     with pytest.raises(Unavailable) as caught:
-        await service.score(_raw(0))
+        await service.score(raw_request(0))
     assert caught.value.reason is Reason.DRAINING
     service.close()
 
@@ -395,7 +343,7 @@ async def test_prepare_runs_for_every_item_and_its_failures_are_the_items():
         "fake", Preparing(FakeSettings()), ServiceSettings(device="cpu", prepare_threads=3)
     )
     async with service:
-        response = await service.score(_request("a", "crash", "c", "d", "e"))
+        response = await service.score(packed_request("a", "crash", "c", "d", "e"))
         assert _reasons(response) == [None, Reason.MODEL_ERROR, None, None, None]
         values = [r.score.value for r in response.results if r.score]
         assert values == [PIXELS[i].mean() + 0.001 for i in (0, 2, 3, 4)]
