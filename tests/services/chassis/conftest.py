@@ -69,6 +69,7 @@ class Running:
     service: RewardService
     scorer: FakeScorer
     http: httpx.AsyncClient
+    grpc_target: str
     channel: grpc.aio.Channel
     http_front: HttpFront
     grpc_front: GrpcFront
@@ -103,10 +104,11 @@ async def serve(start):
         check = TokenCheck(token) if token else None
         http_front, grpc_front = HttpFront(service, check), GrpcFront(service, check)
         url = f"http://127.0.0.1:{await http_front.start()}"
-        channel = grpc.aio.insecure_channel(f"127.0.0.1:{await grpc_front.start()}")
+        target = f"127.0.0.1:{await grpc_front.start()}"
+        channel = grpc.aio.insecure_channel(target)
         await grpc_front.set_serving(True)
         http = httpx.AsyncClient(base_url=url, timeout=20)
-        running = Running(service, scorer, http, channel, http_front, grpc_front)
+        running = Running(service, scorer, http, target, channel, http_front, grpc_front)
         started.append(running)
         return running
 
