@@ -1,0 +1,80 @@
+"""Real processes on loopback; every one is stopped by its pid."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from reward_api import RewardClient
+
+ROOT = Path(__file__).resolve().parents[2]
+PATHS = os.pathsep.join(str(ROOT / name) for name in ("proto", "services", "trainer"))
+
+
+def environment(**extra: str) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": PATHS, "OMP_NUM_THREADS": "1", **extra}
+
+
+@dataclass
+class Service:
+    process: subprocess.Popen[bytes]
+    http: str
+    grpc: str
+
+    def stop(self) -> int:
+        """SIGTERM, then the exit status."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        try:
+            return self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            return self.process.wait()
+
+
+StartService = Callable[..., Service]
+
+
+@pytest.fixture
+def start_service(tmp_path: Path) -> Iterator[StartService]:
+    """start_service("-m", "reward_services", "jpeg", "--flag") or a script; waits until ready."""
+    started: list[Service] = []
+
+    def start(*command: str, http_port: int = 0, **variables: str) -> Service:
+        ports_file = tmp_path / f"ports{len(started)}.json"
+        ports_file.unlink(missing_ok=True)
+        flags = ["--http-port", str(http_port), "--grpc-port", "0", "--port-file", str(ports_file)]
+        process = subprocess.Popen(
+            [sys.executable, *command, *flags], env=environment(**variables), cwd=tmp_path
+        )
+        service = Service(process, "", "")
+        started.append(service)
+        deadline = time.monotonic() + 60
+        while not ports_file.exists():
+            assert process.poll() is None, f"the service ended with {process.returncode}"
+            assert time.monotonic() < deadline, "the service opened no ports"
+            time.sleep(0.05)
+        ports = json.loads(ports_file.read_text())
+        service.http = f"http://127.0.0.1:{ports['http_port']}"
+        service.grpc = f"grpc://127.0.0.1:{ports['grpc_port']}"
+        with RewardClient(service.http) as client:
+            client.wait_ready(60)
+        return service
+
+    yield start
+    for service in started:
+        service.stop()
+
+
+@pytest.fixture
+def brightness(start_service: StartService) -> Service:
+    return start_service(str(Path(__file__).with_name("brightness.py")))

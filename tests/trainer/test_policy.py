@@ -1,0 +1,274 @@
+"""Rollout, replay and update on real diffusers classes with random weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from flow_trainer.advantages import Advantages, group_advantages
+from flow_trainer.config import Recipe, parse_recipe
+from flow_trainer.errors import ConfigError, NonFiniteError, RatioError
+from flow_trainer.models import Policy, load_policy
+from flow_trainer.prompts import Prompt
+from flow_trainer.ratio import check_ratio, measure_ratio
+from flow_trainer.rollout import generate, rollout
+from flow_trainer.trajectory import Trajectories
+from flow_trainer.update import learning_rate, trained_steps, update_policy
+
+PROMPTS = [Prompt("red"), Prompt("blue")]
+CPU = torch.device("cpu")
+
+
+def changed(data: dict[str, Any], section: str, **values: Any) -> Recipe:
+    return parse_recipe({**data, section: {**data.get(section, {}), **values}})
+
+
+def sample(policy: Policy, recipe: Recipe) -> tuple[Trajectories, torch.Tensor]:
+    images: list[torch.Tensor] = []
+    samples = rollout(policy, recipe, 0, PROMPTS, [3, 1], lambda rows, batch: images.append(batch))
+    return samples, torch.cat(images)
+
+
+def made_up_advantages(recipe: Recipe) -> Advantages:
+    rewards = np.random.default_rng(0).random((2, recipe.sampling.group_size))
+    return group_advantages(
+        rewards, np.ones_like(rewards, bool), std="prompt", min_group=2, clip=5.0
+    )
+
+
+def update(policy: Policy, recipe: Recipe, samples: Trajectories, epoch: int = 0):
+    optimizer = torch.optim.AdamW(policy.trainable().values())
+    conditioning = policy.encode([prompt.text for prompt in PROMPTS])
+    return update_policy(
+        policy, optimizer, None, recipe, epoch, samples, conditioning, made_up_advantages(recipe)
+    )
+
+
+def test_rollout_keeps_the_window(policy: Policy, recipe_data: dict[str, Any]) -> None:
+    recipe = changed(
+        recipe_data, "sampling", num_steps=6, window={"kind": "first", "lo": 1, "size": 2}
+    )
+    samples, images = sample(policy, recipe)
+    assert samples.window == range(1, 3)
+    assert samples.latents.shape == (8, 3, 4, 4, 4)
+    assert samples.log_probs.shape == (8, 2)
+    assert samples.latents.dtype == torch.float32
+    assert images.shape == (8, 8, 8, 3)
+    assert images.dtype == torch.uint8
+
+
+@pytest.mark.parametrize("dynamics", ["flow_sde", "cps", "dance_sde"])
+def test_results_do_not_depend_on_the_batch_split(
+    policy: Policy, recipe_data: dict[str, Any], dynamics: str
+) -> None:
+    whole, whole_images = sample(
+        policy, changed(recipe_data, "sampling", dynamics=dynamics, micro_batch=8)
+    )
+    split, split_images = sample(
+        policy, changed(recipe_data, "sampling", dynamics=dynamics, micro_batch=3, decode_batch=2)
+    )
+    torch.testing.assert_close(split.latents, whole.latents, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(split.log_probs, whole.log_probs, atol=1e-5, rtol=1e-5)
+    assert int((split_images.int() - whole_images.int()).abs().max()) <= 1
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_update_does_not_depend_on_the_batch_split(
+    recipe_data: dict[str, Any], tuning: str
+) -> None:
+    weights = []
+    for micro_batch, steps_per_forward in ((4, 1), (8, 3), (3, 2)):
+        data = {**recipe_data, "model": {**recipe_data["model"], "tuning": tuning, "lora_rank": 2}}
+        data["update"] = {
+            **data["update"],
+            "kl": "gaussian",
+            "beta": 0.01,
+            "steps_per_forward": steps_per_forward,
+        }
+        recipe = changed(data, "sampling", micro_batch=micro_batch)
+        torch.manual_seed(0)  # LoRA's own initialisation
+        policy = load_policy(recipe.model, CPU, with_reference=True)
+        samples, _ = sample(policy, recipe)
+        stats = update(policy, recipe, samples)
+        assert stats.updates == 2
+        weights.append(torch.cat([p.detach().flatten() for p in policy.trainable().values()]))
+    # AdamW's first steps have the size of the learning rate whatever the gradient: parameters with
+    # a vanishing gradient may go either way on rounding, so compare the bulk
+    for other in weights[1:]:
+        close = torch.isclose(other, weights[0], atol=1e-5)
+        assert float(close.float().mean()) > 0.99
+
+
+def test_first_update_has_ratio_one(policy: Policy, recipe_data: dict[str, Any]) -> None:
+    for kind in ("flow_sde", "cps", "dance_sde"):
+        recipe = changed(recipe_data, "sampling", dynamics=kind)
+        samples, _ = sample(policy, recipe)
+        before = [p.detach().clone() for p in policy.trainable().values()]
+        stats = update(policy, recipe, samples)
+        assert stats.ratio_error < 1e-6
+        assert stats.means()["clip_fraction"] >= 0
+        after = policy.trainable().values()
+        assert any(not torch.equal(a, b) for a, b in zip(after, before, strict=True))
+
+
+def test_ratio_check_names_a_changed_policy(policy: Policy, recipe: Recipe) -> None:
+    report = measure_ratio(policy, recipe, PROMPTS)
+    assert report.ok
+    assert "within" in report.explain()
+    check_ratio(policy, recipe, PROMPTS)
+    velocity = policy.velocity
+
+    def noisy(x: torch.Tensor, sigma: torch.Tensor, conditioning: Any) -> torch.Tensor:
+        return velocity(x, sigma, conditioning) + 0.1 * torch.rand_like(x)
+
+    policy.velocity = noisy  # type: ignore[method-assign]
+    with pytest.raises(RatioError, match="two identical forwards differ"):
+        check_ratio(policy, recipe, PROMPTS)
+
+
+def test_samples_without_advantage_do_not_move_the_policy(policy: Policy, recipe: Recipe) -> None:
+    samples, _ = sample(policy, recipe)
+    rewards = np.full((2, 4), 0.5)
+    flat = group_advantages(rewards, np.ones((2, 4), bool), std="prompt", min_group=2, clip=5.0)
+    optimizer = torch.optim.AdamW(policy.trainable().values(), weight_decay=0.0)
+    before = [p.detach().clone() for p in policy.trainable().values()]
+    conditioning = policy.encode([prompt.text for prompt in PROMPTS])
+    update_policy(policy, optimizer, None, recipe, 0, samples, conditioning, flat)
+    for a, b in zip(policy.trainable().values(), before, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_reference_is_the_start(recipe_data: dict[str, Any]) -> None:
+    for tuning in ("lora", "full"):
+        recipe = changed(recipe_data, "model", tuning=tuning, lora_rank=2)
+        policy = load_policy(recipe.model, CPU, with_reference=True)
+        conditioning = policy.encode(["red"])
+        x, sigma = torch.randn(1, *policy.latent_shape), torch.tensor([0.5])
+        with torch.no_grad():
+            start = policy.velocity(x, sigma, conditioning)
+            for parameter in policy.trainable().values():
+                parameter += 0.1 * torch.randn_like(parameter)
+            moved = policy.velocity(x, sigma, conditioning)
+            with policy.reference():
+                reference = policy.velocity(x, sigma, conditioning)
+            again = policy.velocity(x, sigma, conditioning)
+        torch.testing.assert_close(reference, start)
+        assert not torch.allclose(moved, start)
+        assert torch.equal(again, moved)
+
+
+def test_guidance_is_the_published_combination(recipe_data: dict[str, Any]) -> None:
+    plain = load_policy(
+        changed(recipe_data, "model", guidance=1.0).model, CPU, with_reference=False
+    )
+    guided = load_policy(
+        changed(recipe_data, "model", guidance=4.5).model, CPU, with_reference=False
+    )
+    x, sigma = torch.randn(2, *plain.latent_shape), torch.tensor([0.9, 0.3])
+    with torch.no_grad():
+        v_c = plain.velocity(x, sigma, plain.encode(["red", "blue"]))
+        v_u = plain.velocity(x, sigma, plain.encode(["", ""]))
+        found = guided.velocity(x, sigma, guided.encode(["red", "blue"]))
+    torch.testing.assert_close(found, v_u + 4.5 * (v_c - v_u), atol=1e-5, rtol=1e-5)
+
+
+def test_ode_sampling_equals_the_stock_pipeline(
+    policy: Policy, recipe: Recipe, pipeline_folder: Path
+) -> None:
+    from diffusers import StableDiffusion3Pipeline
+
+    from flow_trainer.noise import evaluation_noise
+
+    images: list[torch.Tensor] = []
+    generate(policy, recipe, PROMPTS, 5, 1, lambda rows, batch: images.append(batch))
+    pipeline = StableDiffusion3Pipeline.from_pretrained(
+        pipeline_folder, text_encoder_3=None, tokenizer_3=None
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    noise = evaluation_noise(recipe.seed, [(0, 0), (1, 0)], policy.latent_shape)
+    stock = pipeline(
+        [prompt.text for prompt in PROMPTS],
+        height=8,
+        width=8,
+        num_inference_steps=5,
+        guidance_scale=1.0,
+        max_sequence_length=0,
+        latents=noise,
+        output_type="np",
+    ).images
+    assert np.abs(torch.cat(images).numpy() - stock * 255).max() <= 1.0
+
+
+def test_prompts_are_encoded_once_and_encoders_released(policy: Policy) -> None:
+    first = policy.encode(["red", "blue", "red"])
+    assert torch.equal(first.tokens[0], first.tokens[2])
+    policy.release_text_encoders()
+    again = policy.encode(["blue"])
+    assert torch.equal(again.tokens[0], first.tokens[1])
+    with pytest.raises(RuntimeError, match="not cached"):
+        policy.encode(["green"])
+
+
+def test_adapter_loads_into_a_stock_pipeline(
+    recipe_data: dict[str, Any], pipeline_folder: Path, tmp_path: Path
+) -> None:
+    from diffusers import StableDiffusion3Pipeline
+
+    recipe = changed(recipe_data, "model", tuning="lora", lora_rank=2)
+    policy = load_policy(recipe.model, CPU, with_reference=False)
+    with torch.no_grad():
+        for parameter in policy.trainable().values():
+            parameter.copy_(0.3 * torch.randn_like(parameter))
+    policy.save(tmp_path / "adapter")
+    pipeline: Any = StableDiffusion3Pipeline.from_pretrained(
+        pipeline_folder, text_encoder_3=None, tokenizer_3=None
+    )
+    pipeline.load_lora_weights(tmp_path / "adapter")
+    conditioning = policy.encode(["red"])
+    x, sigma = torch.randn(1, *policy.latent_shape), torch.tensor([0.5])
+    with torch.no_grad():
+        stock = pipeline.transformer(
+            hidden_states=x,
+            timestep=sigma * 1000,
+            encoder_hidden_states=conditioning.tokens,
+            pooled_projections=conditioning.pooled,
+            return_dict=False,
+        )[0]
+        torch.testing.assert_close(policy.velocity(x, sigma, conditioning), stock)
+
+
+def test_divergence_is_named(policy: Policy, recipe: Recipe) -> None:
+    samples, _ = sample(policy, recipe)
+    with torch.no_grad():
+        next(iter(policy.trainable().values())).fill_(float("nan"))
+    with pytest.raises(NonFiniteError, match="sample 0 are not finite"):
+        sample(policy, recipe)
+    with pytest.raises(NonFiniteError, match="the loss of sample 0 at step 0"):
+        update(policy, recipe, samples)
+
+
+def test_bad_models_are_explained(recipe_data: dict[str, Any], tmp_path: Path) -> None:
+    for values, message in (
+        ({"path": str(tmp_path)}, "does not load as a StableDiffusion3Pipeline"),
+        ({"height": 10}, "must be multiples of 4"),
+    ):
+        recipe = changed(recipe_data, "model", **values)
+        with pytest.raises(ConfigError, match=message):
+            load_policy(recipe.model, CPU, with_reference=False)
+
+
+def test_trained_steps_and_learning_rate(recipe_data: dict[str, Any]) -> None:
+    recipe = changed(
+        recipe_data, "update", trained_steps=2, warmup_updates=2, final_learning_rate=0.1
+    )
+    drawn = {tuple(trained_steps(recipe, epoch)) for epoch in range(50)}
+    assert drawn == {(0, 1), (0, 2), (1, 2)}
+    assert trained_steps(parse_recipe(recipe_data), 0) == [0, 1, 2]
+    rates = [learning_rate(recipe, update) for update in range(recipe.num_updates)]
+    np.testing.assert_allclose(rates[:3], [5e-4, 1e-3, 1e-3])
+    assert rates[-1] == pytest.approx(1e-4)
+    assert rates[2:] == sorted(rates[2:], reverse=True)
