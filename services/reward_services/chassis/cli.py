@@ -64,7 +64,14 @@ def unknown_variables(
         for name in environ
         if name.startswith(PREFIX) and name not in known and not name.startswith(foreign)
     ]
-    return {name: next(iter(difflib.get_close_matches(name, known)), None) for name in unknown}
+    return {name: _nearest(name, known) for name in unknown}
+
+
+def _nearest(name: str, known: Sequence[str]) -> str | None:
+    # Without the prefix, which would make everything alike.
+    by_rest = {other.removeprefix(PREFIX): other for other in known}
+    close = difflib.get_close_matches(name.removeprefix(PREFIX), by_rest, n=1)
+    return by_rest[close[0]] if close else None
 
 
 def _parser(reward: str, own: type[ScorerSettings]) -> argparse.ArgumentParser:
