@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -16,9 +16,10 @@ from reward_api.messages import ItemScore, ScoreRange
 
 class ScorerSettings(BaseModel):
     """A reward's own settings: field `score` of reward `ocr` is the environment variable
-    REWARD_OCR_SCORE, the flag --score and the key `score` in the metadata."""
+    REWARD_OCR_SCORE, the flag --score and the key `score` in the metadata. The text under a field is
+    its documentation, also in --help."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,8 @@ class Scorer(ABC):
     `prepare` from a pool of threads, before the item joins a batch."""
 
     Settings: ClassVar[type[ScorerSettings]] = ScorerSettings
+    auto_device: ClassVar[str] = "auto"
+    """What `--device auto` means here: "cpu" for a reward that has no use for a GPU."""
 
     def __init__(self, settings: Any) -> None:
         self.settings = settings
@@ -73,6 +76,11 @@ class Scorer(ABC):
     def prepare(self, sample: Sample) -> Any:
         """CPU work per item (parse the prompt, resize the image), run before batching; the result
         becomes `sample.prepared`. Raises ItemFailure for an item that cannot be scored."""
+        return None
+
+    def batch_key(self, sample: Sample) -> Hashable:
+        """Samples share a batch only if their keys are equal. A model that needs equal shapes
+        returns `sample.image.shape`. Cheap: it runs on the event loop."""
         return None
 
     def warmup_samples(self) -> Sequence[Sample]:
