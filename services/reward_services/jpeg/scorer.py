@@ -1,4 +1,4 @@
-"""JPEG compressibility (the reward of DDPO, in flow_grpo's units): how small is the image as a file?"""
+"""JPEG compressibility (DDPO's reward, in flow_grpo's units): how small is the image as a file?"""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Literal
 import PIL
 import PIL.features
 from PIL import Image
-from reward_api.messages import ItemScore, ScoreRange
 
+from reward_api.messages import ItemScore, ScoreRange
 from reward_services.chassis.scorer import Sample, Scorer, ScorerInfo, ScorerSettings
 
 QUALITY = 95

@@ -48,12 +48,6 @@ def detection_scale(height: int, width: int, min_side: int) -> float:
     return min(enlarged, MAX_DETECTION_SIDE / max(height, width))
 
 
-def whole_image(image: np.ndarray) -> tuple[Point, ...]:
-    """The image's own corners: the box of a line that was not detected but given."""
-    height, width = image.shape[:2]
-    return ((0.0, 0.0), (float(width), 0.0), (float(width), float(height)), (0.0, float(height)))
-
-
 def identity_of(packages: Iterable[str], weights: Iterable[Path]) -> str:
     """Names with installed versions, and the first 12 hex digits of the files' joint SHA-256."""
     names = " ".join(f"{name}=={version(name)}" for name in packages)

@@ -9,13 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from reward_services.ocr.engine import (
-    CUDA_HINT,
-    Line,
-    detection_scale,
-    identity_of,
-    whole_image,
-)
+from reward_services.ocr.engine import CUDA_HINT, Line, detection_scale, identity_of
+from reward_services.ocr.pixels import bgr, corners, enlarged, whole
 
 # The values of PaddleOCR 2.9.1, with which flow_grpo computes its reward.
 _DETECTION = {
@@ -60,7 +55,9 @@ class PaddleOcrEngine:
         folders = [recogniser_dir, detector_dir] if detect else [recogniser_dir]
         names = f"{detector}+{recogniser}" if detect else recogniser
         packages = ("paddleocr", "paddlex", _PACKAGE[runtime])
-        weights = (path for folder in folders if folder for path in sorted(folder.glob("inference*")))
+        weights = (
+            path for folder in folders if folder for path in sorted(folder.glob("inference*"))
+        )
         self.identity = f"{names} {identity_of(packages, weights)}"
 
     def read(self, images: Sequence[np.ndarray]) -> list[list[Line]]:
@@ -68,22 +65,23 @@ class PaddleOcrEngine:
 
     def _read_line(self, image: np.ndarray) -> list[Line]:
         """Recognition only: the whole image is one line."""
-        (found,) = self._model.predict(_bgr(image), batch_size=1)
+        (found,) = self._model.predict(bgr(image), batch_size=1)
         text = found["rec_text"].strip()
-        return [Line(text, float(found["rec_score"]), whole_image(image))] if text else []
+        return [Line(text, float(found["rec_score"]), whole(image))] if text else []
 
     def _read_image(self, image: np.ndarray) -> list[Line]:
-        height, width = image.shape[:2]
+        seen = bgr(enlarged(image, self._min_side))
+        height, width = seen.shape[:2]
         scale = detection_scale(height, width, self._min_side)
         (found,) = self._model.predict(
-            _bgr(image),
+            seen,
             text_det_limit_type="resize_long",
             text_det_limit_side_len=round(max(height, width) * scale),
         )
         lines = zip(found["rec_texts"], found["rec_scores"], found["rec_polys"], strict=True)
         return [
-            Line(text.strip(), float(confidence), tuple((float(x), float(y)) for x, y in corners))
-            for text, confidence, corners in lines
+            Line(text.strip(), float(confidence), corners(box, seen, image))
+            for text, confidence, box in lines
             if text.strip()
         ]
 
@@ -138,8 +136,3 @@ def _recogniser(name: str, folder: Path | None, common: dict[str, Any]) -> Any:
 
 def _text(folder: Path | None) -> str | None:
     return None if folder is None else str(folder)
-
-
-def _bgr(rgb: np.ndarray) -> np.ndarray:
-    """PP-OCR was trained on OpenCV's channel order."""
-    return np.ascontiguousarray(rgb[:, :, ::-1])

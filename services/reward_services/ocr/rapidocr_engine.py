@@ -7,7 +7,7 @@ used here, and the few steps between them are ours.
 
 from __future__ import annotations
 
-import logging
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,13 +21,8 @@ from rapidocr import RapidOCR
 from rapidocr.ch_ppocr_det.utils import DetPreProcess
 from rapidocr.utils.process_img import get_rotate_crop_image
 
-from reward_services.ocr.engine import (
-    CUDA_HINT,
-    Line,
-    detection_scale,
-    identity_of,
-    whole_image,
-)
+from reward_services.ocr.engine import CUDA_HINT, Line, detection_scale, identity_of
+from reward_services.ocr.pixels import bgr, corners, enlarged, whole
 
 _NETWORK_STEP = 32  # the detector halves its input five times
 _RECOGNISER_HEIGHT = 48
@@ -45,8 +40,6 @@ class RapidOcrEngine:
         self._min_side = min_side
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="ocr")
         cv2.setNumThreads(1)
-        # Before the constructor, which would let one line per network through.
-        logging.getLogger("RapidOCR").setLevel(logging.ERROR)
         networks = RapidOCR(params=_parameters(device))
         blank = np.full((64, 64, 3), 127, np.uint8)
         networks(blank, use_det=False)  # the networks are loaded by their first use
@@ -56,7 +49,7 @@ class RapidOcrEngine:
         self._read: Callable[[np.ndarray], list[Line]] = (
             self._read_image if detect else self._read_line
         )
-        models = Path(rapidocr.__file__).parent / "models"
+        models = Path(inspect.getfile(rapidocr)).parent / "models"
         used = ("*_rec_*.onnx", "*_det_*.onnx") if detect else ("*_rec_*.onnx",)
         self.identity = identity_of(
             ("rapidocr", "onnxruntime"),
@@ -68,42 +61,35 @@ class RapidOcrEngine:
 
     def _read_line(self, image: np.ndarray) -> list[Line]:
         """Recognition only: the whole image is one line."""
-        text, confidence = self._recognise(_bgr(image))
-        return [Line(text, confidence, whole_image(image))] if text else []
+        text, confidence = self._recognise(bgr(image))
+        return [Line(text, confidence, whole(image))] if text else []
 
     def _read_image(self, image: np.ndarray) -> list[Line]:
-        bgr = _bgr(image)
-        height, width = image.shape[:2]
-        scale = detection_scale(height, width, self._min_side)
-        size = (round(width * scale), round(height * scale))
-        if scale > 1:
-            # Before everything else: the reading order tells lines apart by pixels.
-            bgr = cv2.resize(bgr, size, interpolation=cv2.INTER_CUBIC)
-        to_image = np.array([width / bgr.shape[1], height / bgr.shape[0]])
+        seen = bgr(enlarged(image, self._min_side))
         lines = []
-        for box in self._detect(bgr, size):
+        for box in self._detect(seen):
             # A copy: the cropping shifts the corners that it is given.
-            text, confidence = self._recognise(get_rotate_crop_image(bgr, box.copy()))
+            text, confidence = self._recognise(get_rotate_crop_image(seen, box.copy()))
             if text:
-                corners = tuple((float(x), float(y)) for x, y in box * to_image)
-                lines.append(Line(text, confidence, corners))
+                lines.append(Line(text, confidence, corners(box, seen, image)))
         return lines
 
-    def _detect(self, bgr: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-        """Boxes (n, 4, 2) float32 in pixels of `bgr`, in reading order; the network sees it at
-        about `size` (width, height)."""
+    def _detect(self, seen: np.ndarray) -> np.ndarray:
+        """Boxes (n, 4, 2) float32 in pixels of `seen`, in reading order."""
+        height, width = seen.shape[:2]
+        scale = detection_scale(height, width, self._min_side)
+        resized = cv2.resize(seen, (_network_side(width * scale), _network_side(height * scale)))
         detector = self._detector
         prepare = DetPreProcess(mean=detector.mean, std=detector.std)
-        resized = cv2.resize(bgr, (_network_side(size[0]), _network_side(size[1])))
         pixels = prepare.permute(prepare.normalize(resized))
         heat = detector.session(pixels[np.newaxis].astype(np.float32))
-        boxes, _ = detector.postprocess_op(heat, bgr.shape[:2])
+        boxes, _ = detector.postprocess_op(heat, (height, width))
         return detector.sorted_boxes(boxes) if len(boxes) else np.empty((0, 4, 2), np.float32)
 
-    def _recognise(self, bgr: np.ndarray) -> tuple[str, float]:
-        height, width = bgr.shape[:2]
+    def _recognise(self, crop: np.ndarray) -> tuple[str, float]:
+        height, width = crop.shape[:2]
         ratio = recogniser_width(height, width) / _RECOGNISER_HEIGHT
-        pixels = self._recogniser.resize_norm_img(bgr, ratio)
+        pixels = self._recogniser.resize_norm_img(crop, ratio)
         probabilities = self._recogniser.session(pixels[np.newaxis])
         lines, _ = self._recogniser.postprocess_op(probabilities)
         text, confidence = lines[0]
@@ -117,13 +103,8 @@ def recogniser_width(height: int, width: int) -> int:
     return min(max(_MIN_WIDTH, math.ceil(own / _WIDTH_STEP) * _WIDTH_STEP), _MAX_WIDTH)
 
 
-def _network_side(pixels: int) -> int:
+def _network_side(pixels: float) -> int:
     return max(_NETWORK_STEP, round(pixels / _NETWORK_STEP) * _NETWORK_STEP)
-
-
-def _bgr(rgb: np.ndarray) -> np.ndarray:
-    """PP-OCR was trained on OpenCV's channel order."""
-    return np.ascontiguousarray(rgb[:, :, ::-1])
 
 
 def _parameters(device: str) -> dict[str, object]:

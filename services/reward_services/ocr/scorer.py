@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
-from reward_api.errors import ItemFailure
-from reward_api.messages import ItemScore, ScoreRange
 
+from reward_api.messages import ItemScore, ScoreRange
 from reward_services.chassis.scorer import Sample, Scorer, ScorerInfo, ScorerSettings
 from reward_services.ocr.engine import Engine, Line
 from reward_services.ocr.match import sub_scores, target_text
@@ -41,11 +40,11 @@ class OcrSettings(ScorerSettings):
     engine: Literal["rapidocr", "paddleocr"] = "rapidocr"
     detect: bool = True
     """False: no text detection, the whole image is one line (much faster, for tight crops)."""
-    detect_min_side: int = Field(128, ge=32, le=960)
+    detect_min_side: int = Field(default=128, ge=32, le=960)
     """Smaller images are enlarged for the detector until their shorter side has so many pixels."""
-    min_confidence: float = Field(0.5, ge=0.0, le=1.0)
+    min_confidence: float = Field(default=0.5, ge=0.0, le=1.0)
     """Lines that the recogniser is less sure of are not read (PaddleOCR's drop_score)."""
-    threads: int = Field(0, ge=0)
+    threads: int = Field(default=0, ge=0)
     """CPU threads; 0: one per available core, at most 8."""
     runtime: Literal["onnxruntime", "paddle"] = "onnxruntime"
     """What runs PaddleOCR's networks; `paddle` needs the package paddlepaddle."""
@@ -89,11 +88,9 @@ class OcrScorer(Scorer):
     def prepare(self, sample: Sample) -> str:
         return target_text(sample.prompt)
 
-    def score(self, batch: Sequence[Sample]) -> Sequence[ItemScore | ItemFailure]:
+    def score(self, batch: Sequence[Sample]) -> Sequence[ItemScore]:
         readings = self.engine.read([sample.image for sample in batch])
-        return [
-            self._score(sample, lines) for sample, lines in zip(batch, readings, strict=True)
-        ]
+        return [self._score(sample, lines) for sample, lines in zip(batch, readings, strict=True)]
 
     def _score(self, sample: Sample, lines: Sequence[Line]) -> ItemScore:
         target: str = sample.prepared
