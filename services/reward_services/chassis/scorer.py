@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
+
 from reward_api.errors import ItemFailure
 from reward_api.messages import ItemScore, ScoreRange
 

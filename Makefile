@@ -1,0 +1,50 @@
+# `make demo` and `make test` set up all they need: Python 3.11 or newer and this file are enough.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# On Linux, pip takes the CUDA build of torch unless your index offers a CPU one: see README.
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+.PHONY: help demo test lint types unit proto-check bench clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+demo: $(VENV)/.demo ## start the OCR reward, train the tiny SD3 model against it, write a report
+	$(BIN)/flow-grpo demo $(DEMO)
+
+test: lint types unit proto-check ## everything CI runs
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(VENV)/.dev
+	$(BIN)/pyright
+
+unit: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+proto-check: $(VENV)/.dev ## the generated code belongs to reward.proto
+	$(BIN)/python proto/generate.py --check
+
+bench: $(VENV)/.dev ## service overhead and batching, against Flask + pickle and LitServe
+	$(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt -r benchmarks/requirements.txt
+	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/batching.py
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "$(PYTHON) is older than 3.11: make PYTHON=python3.12 ..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --editable '.[demo]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --editable '.[dev]'
+	@touch $@ $(VENV)/.demo
+
+clean: ## remove the environments and caches, not the runs
+	rm -rf $(VENV) .venv-proto .venv-paddle .pytest_cache .ruff_cache

@@ -1,0 +1,19 @@
+"""One thread per process: on small machines a second OpenMP thread only spins."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """Folder of input/output pairs made by running the original code; its README says how."""
+    return GOLDEN

@@ -1,0 +1,169 @@
+"""Windows, noise, advantages, objective, EMA and prompts: the parts without a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from flow_trainer.advantages import group_advantages
+from flow_trainer.ema import Ema
+from flow_trainer.errors import ConfigError
+from flow_trainer.noise import evaluation_noise, sample_noise
+from flow_trainer.objective import clip_objective
+from flow_trainer.prompts import epoch_prompts, read_prompts
+from flow_trainer.window import window
+
+SHAPE = (2, 4, 4)
+
+
+def draw(kind: str, epoch: int = 0, seed: int = 0, **changes: int | None) -> range:
+    arguments = {"num_steps": 10, "size": 3, "lo": 1, "hi": 8, "every": 2, **changes}
+    return window(kind, epoch=epoch, seed=seed, **arguments)  # type: ignore[arg-type]
+
+
+def test_windows() -> None:
+    assert draw("all") == range(9)
+    assert draw("first") == range(1, 4)
+    assert [draw("progressive", epoch).start for epoch in range(12)] == [1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 1, 1]
+    starts = {draw("random", epoch).start for epoch in range(200)}
+    assert starts == {1, 2, 3, 4, 5}
+    assert draw("random", 3) == draw("random", 3)
+    assert [draw("random", e, seed=1) for e in range(20)] != [draw("random", e) for e in range(20)]
+
+
+def test_the_last_step_is_never_stochastic() -> None:
+    with pytest.raises(ValueError, match="cannot be stochastic"):
+        draw("random", hi=10)
+    with pytest.raises(ValueError, match="do not fit"):
+        draw("first", size=8)
+    assert max(draw("random", e, hi=None)[-1] for e in range(100)) == 8
+
+
+def test_noise_depends_on_the_sample_alone() -> None:
+    keys = [(p, g) for p in (3, 5) for g in range(4)]
+    initial, steps = sample_noise(7, 2, keys, SHAPE, 3)
+    for start in range(0, 8, 3):
+        part = sample_noise(7, 2, keys[start : start + 3], SHAPE, 3)
+        assert torch.equal(part[0], initial[start : start + 3])
+        assert torch.equal(part[1], steps[start : start + 3])
+    everything = torch.cat([initial.flatten(), steps.flatten(), evaluation_noise(7, keys, SHAPE).flatten()])
+    assert len(everything.unique()) == len(everything)
+    for other in ((8, 2), (7, 3)):
+        assert not torch.equal(sample_noise(*other, keys, SHAPE, 3)[0], initial)
+    assert torch.equal(evaluation_noise(7, keys, SHAPE), evaluation_noise(7, keys, SHAPE))
+
+
+def test_same_latent_shares_only_the_initial_noise() -> None:
+    initial, steps = sample_noise(0, 0, [(1, 0), (1, 1), (2, 0)], SHAPE, 1, same_latent=True)
+    assert torch.equal(initial[0], initial[1])
+    assert not torch.equal(initial[0], initial[2])
+    assert not torch.equal(steps[0], steps[1])
+
+
+def test_advantages_sum_to_zero_in_every_group_and_ignore_failed_samples() -> None:
+    rng = np.random.default_rng(0)
+    rewards, valid = rng.random((5, 6)), np.ones((5, 6), bool)
+    valid[0, :2] = False
+    valid[1, 1:] = False
+    valid[2] = False
+    rewards[~valid] = np.nan
+    rewards[3] = 0.25
+    found = group_advantages(rewards, valid, std="prompt", min_group=2, clip=5.0)
+    np.testing.assert_allclose(found.values.sum(1), 0, atol=1e-12)
+    assert torch.equal(found.used[1:3], torch.zeros(2, 6, dtype=torch.bool))
+    assert not found.values[1:4].any()
+    assert not found.values[0, :2].any()
+    assert found.values[0, 2:].all()
+    assert found.metrics["dropped_groups"] == 2
+    assert found.metrics["zero_std_ratio"] == pytest.approx(1 / 3)
+    alone = group_advantages(rewards[:1, 2:], valid[:1, 2:], std="prompt", min_group=2, clip=5.0)
+    torch.testing.assert_close(alone.values, found.values[:1, 2:])
+
+
+def test_advantage_scopes_and_clip() -> None:
+    rewards = np.array([[0.0, 1.0], [0.0, 0.1]])
+    valid = np.ones((2, 2), bool)
+    plain = group_advantages(rewards, valid, std="none", min_group=2, clip=5.0).values
+    np.testing.assert_allclose(plain, [[-0.5, 0.5], [-0.05, 0.05]])
+    shared = group_advantages(rewards, valid, std="global", min_group=2, clip=5.0).values
+    np.testing.assert_allclose(shared / plain, 1 / (rewards.std() + 1e-4))
+    assert float(group_advantages(rewards, valid, std="prompt", min_group=2, clip=0.3).values.max()) == 0.3
+    with pytest.raises(ValueError, match="unknown advantage.std"):
+        group_advantages(rewards, valid, std="batch", min_group=2, clip=5.0)
+
+
+def test_objective_on_policy_is_the_policy_gradient() -> None:
+    old = torch.randn(6)
+    log_prob = old.clone().requires_grad_(True)
+    advantages = torch.tensor([1.0, -2.0, 0.0, 3.0, -1.0, 0.5])
+    loss, diagnostics = clip_objective(log_prob, old, advantages, 1e-4)
+    loss.sum().backward()
+    torch.testing.assert_close(log_prob.grad, -advantages)
+    assert not diagnostics["clip_fraction"].any()
+
+
+def test_objective_stops_at_the_clip() -> None:
+    old = torch.zeros(4)
+    log_prob = torch.tensor([0.3, 0.3, -0.3, -0.3], requires_grad=True)
+    advantages = torch.tensor([1.0, -1.0, 1.0, -1.0])
+    clip_objective(log_prob, old, advantages, 0.2)[0].sum().backward()
+    assert log_prob.grad is not None
+    assert (log_prob.grad != 0).tolist() == [False, True, True, False]
+
+
+def test_ema_swaps_back_after_an_exception() -> None:
+    parameter = torch.nn.Parameter(torch.zeros(3))
+    ema = Ema({"w": parameter}, decay=0.9, interval=1)
+    parameter.data.fill_(1.0)
+    ema.update()
+    average = float(ema.weights()["w"][0])
+    assert average == pytest.approx(1 - 2 / 11)
+    with pytest.raises(RuntimeError), ema.swapped():
+        assert parameter[0].item() == pytest.approx(average)
+        raise RuntimeError
+    assert parameter.tolist() == [1.0] * 3
+    other = Ema({"w": torch.nn.Parameter(torch.zeros(3))}, decay=0.9, interval=1)
+    other.load_state_dict(ema.state_dict())
+    assert torch.equal(other.weights()["w"], ema.weights()["w"])
+
+
+def test_epoch_prompts_are_distinct_fair_and_repeatable() -> None:
+    epochs = [epoch_prompts(10, 4, epoch, 0) for epoch in range(20)]
+    assert all(len(set(indices)) == 4 for indices in epochs)
+    assert epochs == [epoch_prompts(10, 4, epoch, 0) for epoch in range(20)]
+    counts = np.bincount([index for indices in epochs for index in indices], minlength=10)
+    assert counts.min() >= 6
+    assert epochs != [epoch_prompts(10, 4, epoch, 1) for epoch in range(20)]
+    with pytest.raises(ConfigError, match="only 3"):
+        epoch_prompts(3, 4, 0, 0)
+
+
+def test_prompt_files(tmp_path: Path) -> None:
+    text = tmp_path / "p.txt"
+    text.write_bytes('\ufeffa sign that says "ONE"\n\n  two \n'.encode())
+    assert [p.text for p in read_prompts(text)] == ['a sign that says "ONE"', "two"]
+    lines = tmp_path / "p.jsonl"
+    lines.write_text('{"prompt": "a", "tag": "x"}\n{"prompt": "b", "metadata": {"k": 1}}\n')
+    assert [dict(p.metadata) for p in read_prompts(lines)] == [{"tag": "x"}, {"k": 1}]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", "\n \n", "no prompts"),
+        ("b.jsonl", '{"prompt": "a"}\n{bad', r"b\.jsonl:2"),
+        ("c.jsonl", '["a"]', r'c\.jsonl:1: expected an object with a "prompt"'),
+        ("d.jsonl", '{"prompt": "a", "metadata": 3}', "must be an object"),
+        ("e.txt", None, "cannot read"),
+    ],
+)
+def test_bad_prompt_files_name_the_line(
+    tmp_path: Path, name: str, content: str | None, message: str
+) -> None:
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(ConfigError, match=message):
+        read_prompts(tmp_path / name)

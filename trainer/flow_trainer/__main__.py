@@ -1,0 +1,78 @@
+"""`flow-grpo`: train, evaluate, doctor, report, demo. Heavy imports wait until a command runs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = _parser().parse_args(argv)
+    from flow_trainer.commands import COMMANDS
+    from flow_trainer.errors import TrainerError
+    from reward_api import RewardError
+
+    try:
+        return COMMANDS[arguments.command](arguments)
+    except (TrainerError, RewardError) as error:
+        print(f"flow-grpo: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="flow-grpo",
+        description="Flow-GRPO: online RL for flow-matching text-to-image models.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    train = commands.add_parser("train", help="train a recipe against its rewards")
+    _recipe_arguments(train)
+    train.add_argument("--out", type=Path, help="run folder (default: runs/NAME-SEED)")
+    train.add_argument("--resume", action="store_true", help="continue from the newest checkpoint")
+
+    evaluate = commands.add_parser("evaluate", help="score a checkpoint with the ODE sampler")
+    _recipe_arguments(evaluate)
+    evaluate.add_argument(
+        "--checkpoint", type=Path, help="RUN/best or RUN/checkpoints/epoch_N (default: base model)"
+    )
+    evaluate.add_argument("--split", default="heldout", choices=["heldout", "validation", "train"])
+    evaluate.add_argument("--steps", type=int, help="ODE steps (default: evaluation.num_steps)")
+    evaluate.add_argument("--images", type=int, default=1, help="images per prompt")
+    evaluate.add_argument("--out", type=Path, help="folder for summary.json and images.png")
+
+    doctor = commands.add_parser("doctor", help="check a recipe: services, model, ratio, disk")
+    _recipe_arguments(doctor)
+    doctor.add_argument("--out", type=Path, help="run folder whose disk is checked")
+
+    report = commands.add_parser("report", help="write RUN/report.html, self-contained")
+    report.add_argument("run", type=Path)
+
+    demo = commands.add_parser("demo", help="start the OCR reward, train the tiny model, report")
+    demo.add_argument("--seed", type=int, default=42)
+    demo.add_argument("--out", type=Path, default=Path("runs/demo"))
+    demo.add_argument("--recipe", type=Path, help="another recipe with an `ocr` reward")
+    demo.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    demo.add_argument("--keep", action="store_true", help="keep an existing run folder: resume it")
+    return parser
+
+
+def _recipe_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", type=Path, help="TOML recipe, e.g. trainer/recipes/*.toml")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override one value, e.g. --set update.learning_rate=1e-4 (repeatable)",
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

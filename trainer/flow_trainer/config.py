@@ -1,0 +1,313 @@
+"""The recipe: one TOML file, strictly typed. An unknown key names the nearest known one, and sizes
+that cannot work are refused here, before any model loads.
+
+All sizes are global (prompts per epoch, images per prompt, updates per epoch). Micro-batches and
+worker counts are performance knobs and never change the result beyond rounding.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from flow_trainer.errors import ConfigError
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class Model(Section):
+    family: Literal["sd3"] = "sd3"
+    path: str
+    """Hub id, or a folder in diffusers' pipeline layout (relative: to the recipe's own folder)."""
+    revision: str | None = None
+    height: int = Field(default=512, ge=8)
+    """Pixels."""
+    width: int = Field(default=512, ge=8)
+    dtype: Literal["float32", "float16", "bfloat16"] = "float16"
+    """Autocast type of the transformer on a GPU; weights that train stay float32. CPUs use float32."""
+    guidance: float = Field(default=4.5, ge=1.0)
+    """Classifier-free guidance scale w in sampling and training; 1 means none (half the cost)."""
+    max_sequence_length: int = Field(default=128, ge=0)
+    """T5 tokens; 0 for checkpoints without T5."""
+    tuning: Literal["lora", "full"] = "lora"
+    lora_rank: int = Field(default=32, ge=1)
+    lora_alpha: int = Field(default=64, ge=1)
+    gradient_checkpointing: bool = False
+
+
+class Prompts(Section):
+    """Prompt files: `.txt`, a prompt per line, or `.jsonl` with `prompt` and `metadata`."""
+
+    train: str
+    validation: str | None = None
+    """Chooses the best checkpoint; never reported as the result."""
+    heldout: str | None = None
+    """Evaluated before and after; training and selection never see it."""
+
+
+class Window(Section):
+    """Which steps are stochastic (and trained); the rest are Euler steps. One window per epoch,
+    shared by every sample."""
+
+    kind: Literal["all", "first", "random", "progressive"] = "all"
+    """all: every step but the last (the paper). first: steps lo..lo+size-1. random: `size`
+    contiguous steps inside [lo, hi), drawn per epoch (Flow-GRPO-Fast). progressive: `size` steps
+    that move right by one every `every` epochs (MixGRPO)."""
+    size: int = Field(default=2, ge=1)
+    lo: int = Field(default=0, ge=0)
+    hi: int | None = None
+    every: int = Field(default=25, ge=1)
+
+
+class Sampling(Section):
+    num_steps: int = Field(default=10, ge=2)
+    """T while training; evaluation has its own."""
+    dynamics: Literal["flow_sde", "cps", "dance_sde"] = "flow_sde"
+    noise_level: float = Field(default=0.7, gt=0.0)
+    """a of Flow-SDE and CPS, eta of Dance-SDE."""
+    window: Window = Window()
+    prompts_per_epoch: int = Field(default=48, ge=1)
+    group_size: int = Field(default=24, ge=2)
+    same_latent: bool = False
+    """All members of a group start from the same initial noise."""
+    micro_batch: int = Field(default=8, ge=1)
+    """Images per transformer forward, in sampling and in replay."""
+    decode_batch: int = Field(default=16, ge=1)
+    """Images per VAE decode."""
+
+
+class Reward(Section):
+    url: str | list[str]
+    """http://, https://, grpc:// or grpcs:// address of the service, or of several replicas."""
+    weight: float = 1.0
+    token_env: str | None = None
+    """Name of the environment variable that holds the bearer token."""
+
+
+class Scoring(Section):
+    timeout_s: float = Field(default=120.0, gt=0)
+    """Per sample, all retries included; a later score is masked."""
+    min_group: int = Field(default=2, ge=2)
+    """Groups with fewer scored members are dropped from the update."""
+    outage_wait_s: float = Field(default=3600.0, ge=0)
+    """How long to hold an epoch in which a reward scored nothing because it was unreachable."""
+    encoding: Literal["raw", "png", "jpeg"] = "raw"
+
+
+class Advantage(Section):
+    std: Literal["prompt", "global", "none"] = "prompt"
+    clip: float = Field(default=5.0, gt=0)
+
+
+class Update(Section):
+    clip_range: float = Field(default=1e-4, gt=0)
+    kl: Literal["none", "gaussian", "gaussian_unscaled", "velocity"] = "none"
+    beta: float = Field(default=0.0, ge=0)
+    """Weight of the KL term; not portable between KL forms."""
+    updates_per_epoch: int = Field(default=2, ge=1)
+    trained_steps: int | None = Field(default=None, ge=1)
+    """Train a random subset of the window of this size, drawn per epoch (default: all of it)."""
+    steps_per_forward: int = Field(default=1, ge=1)
+    """Window steps replayed in one transformer forward (a performance knob)."""
+    learning_rate: float = Field(default=3e-4, gt=0)
+    warmup_updates: int = Field(default=0, ge=0)
+    final_learning_rate: float = Field(default=1.0, ge=0, le=1)
+    """Fraction of learning_rate reached linearly at the last update; 1 keeps it constant."""
+    adam_beta1: float = Field(default=0.9, ge=0, lt=1)
+    adam_beta2: float = Field(default=0.999, ge=0, lt=1)
+    adam_eps: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=1e-4, ge=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+
+
+class Ema(Section):
+    enabled: bool = True
+    decay: float = Field(default=0.9, ge=0, lt=1)
+    interval: int = Field(default=8, ge=1)
+    """Optimizer steps between EMA updates."""
+
+
+class Evaluation(Section):
+    every: int = Field(default=10, ge=0)
+    """Epochs between validation runs; 0: never."""
+    num_steps: int = Field(default=40, ge=1)
+    """T of the ODE sampler, with EMA weights."""
+    images_per_prompt: int = Field(default=1, ge=1)
+    heldout_images_per_prompt: int = Field(default=1, ge=1)
+
+
+class Checkpoints(Section):
+    every: int = Field(default=10, ge=1)
+    """Epochs."""
+    keep: int = Field(default=2, ge=1)
+
+
+class Logging(Section):
+    tensorboard: bool = True
+    wandb_project: str | None = None
+    image_every: int = Field(default=10, ge=0)
+    """Epochs between sample grids; 0: none."""
+
+
+class Recipe(Section):
+    name: str
+    seed: int = 42
+    epochs: int = Field(ge=1)
+    device: str = "auto"
+    model: Model
+    prompts: Prompts
+    sampling: Sampling = Sampling()
+    rewards: dict[str, Reward]
+    scoring: Scoring = Scoring()
+    advantage: Advantage = Advantage()
+    update: Update = Update()
+    ema: Ema = Ema()
+    evaluation: Evaluation = Evaluation()
+    checkpoints: Checkpoints = Checkpoints()
+    logging: Logging = Logging()
+
+    @model_validator(mode="after")
+    def _sizes_work(self) -> Recipe:
+        s, u = self.sampling, self.update
+        if not self.rewards:
+            raise ValueError("rewards: name at least one, e.g. [rewards.ocr] url = ...")
+        if s.prompts_per_epoch % u.updates_per_epoch:
+            raise ValueError(
+                f"sampling.prompts_per_epoch = {s.prompts_per_epoch} is not a multiple of "
+                f"update.updates_per_epoch = {u.updates_per_epoch}: groups are never split"
+            )
+        if self.scoring.min_group > s.group_size:
+            raise ValueError(
+                f"scoring.min_group = {self.scoring.min_group} exceeds sampling.group_size = "
+                f"{s.group_size}: every group would be dropped"
+            )
+        if u.beta > 0 and u.kl == "none":
+            raise ValueError(
+                "update.beta > 0 needs update.kl (gaussian, gaussian_unscaled, velocity)"
+            )
+        window = self.window(0)
+        if u.trained_steps is not None and u.trained_steps > len(window):
+            raise ValueError(
+                f"update.trained_steps = {u.trained_steps} exceeds the {len(window)} stochastic "
+                "steps of sampling.window"
+            )
+        return self
+
+    @property
+    def images_per_epoch(self) -> int:
+        return self.sampling.prompts_per_epoch * self.sampling.group_size
+
+    @property
+    def num_updates(self) -> int:
+        return self.epochs * self.update.updates_per_epoch
+
+    def window(self, epoch: int) -> range:
+        """Stochastic steps of `epoch`."""
+        from flow_trainer.window import window
+
+        w = self.sampling.window
+        return window(
+            w.kind,
+            num_steps=self.sampling.num_steps,
+            size=w.size,
+            lo=w.lo,
+            hi=w.hi,
+            every=w.every,
+            epoch=epoch,
+            seed=self.seed,
+        )
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Reads a recipe and applies `--set a.b=c` overrides (values in TOML; bare words are strings).
+
+    Relative paths of prompts, and of models that exist as a folder, are taken from the recipe's
+    folder. Raises ConfigError.
+    """
+    path = Path(path)
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        known = ", ".join(sorted(p.name for p in path.parent.glob("*.toml"))) or "none"
+        raise ConfigError(f"no recipe {path} (recipes there: {known})") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+    for override in overrides:
+        _apply(data, override)
+    _resolve_paths(data, path.parent)
+    return parse_recipe(data, source=str(path))
+
+
+def parse_recipe(data: dict[str, Any], source: str = "recipe") -> Recipe:
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        lines = [_explain(data, detail) for detail in error.errors()]
+        raise ConfigError(f"{source}:\n  " + "\n  ".join(lines)) from None
+
+
+def save_resolved(recipe: Recipe, path: Path) -> None:
+    """The complete recipe as JSON: hand-written recipes are TOML, resolved ones are JSON."""
+    path.write_text(json.dumps(recipe.model_dump(), indent=2) + "\n", encoding="utf-8")
+
+
+def load_resolved(path: Path) -> Recipe:
+    return parse_recipe(json.loads(path.read_text(encoding="utf-8")), source=str(path))
+
+
+def _apply(data: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key.strip():
+        raise ConfigError(f"--set {override}: write --set section.key=value")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *sections, last = key.strip().split(".")
+    for section in sections:
+        data = data.setdefault(section, {})
+        if not isinstance(data, dict):
+            raise ConfigError(f"--set {override}: {section} is a value, not a section")
+    data[last] = value
+
+
+def _resolve_paths(data: dict[str, Any], folder: Path) -> None:
+    model, prompts = data.get("model"), data.get("prompts")
+    if isinstance(model, dict) and isinstance(model.get("path"), str):
+        local = folder / model["path"]
+        if local.is_dir():
+            model["path"] = str(local.resolve())
+    if isinstance(prompts, dict):
+        for key, value in prompts.items():
+            if isinstance(value, str):
+                prompts[key] = str((folder / value).resolve())
+
+
+def _explain(data: dict[str, Any], detail: Any) -> str:
+    where = ".".join(str(part) for part in detail["loc"]) or "recipe"
+    if detail["type"] != "extra_forbidden":
+        return f"{where}: {detail['msg'].removeprefix('Value error, ')}"
+    known = _fields_at(detail["loc"][:-1])
+    nearest = difflib.get_close_matches(str(detail["loc"][-1]), known, n=1, cutoff=0.5)
+    hint = f"did you mean {nearest[0]}?" if nearest else f"known keys: {', '.join(known)}"
+    return f"{where}: unknown key; {hint}"
+
+
+def _fields_at(location: tuple[int | str, ...]) -> list[str]:
+    section: Any = Recipe
+    for part in location:
+        if isinstance(section, type) and issubclass(section, BaseModel):
+            section = section.model_fields[str(part)].annotation
+        if section == dict[str, Reward]:
+            section = dict
+        elif section is dict:
+            section = Reward
+    return list(section.model_fields) if isinstance(section, type) and section is not dict else []

@@ -1,0 +1,67 @@
+"""Evaluation: ODE sampling at its own number of steps, the same noise every time, the same rewards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from flow_trainer.config import Recipe
+from flow_trainer.models import Policy
+from flow_trainer.prompts import Prompt
+from flow_trainer.rollout import generate
+from flow_trainer.scoring import Scorer, Scores
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    scores: Scores
+    images: np.ndarray
+    """(N, H, W, 3) uint8, prompt-major."""
+    prompts: list[str]
+    """One per image."""
+
+    def summary(self) -> dict[str, float | int | None]:
+        """Mean score, mean of every reward and sub-score, standard error, failed samples."""
+        valid = self.scores.values[self.scores.valid]
+        error = float(valid.std(ddof=1) / np.sqrt(len(valid))) if len(valid) > 1 else None
+        return {
+            "score": self.scores.mean(),
+            "standard_error": error,
+            **self.scores.reward_means(),
+            "images": len(self.prompts),
+            "failed": int((~self.scores.valid).sum()),
+        }
+
+
+def evaluate(
+    policy: Policy,
+    scorer: Scorer,
+    recipe: Recipe,
+    prompts: Sequence[Prompt],
+    images_per_prompt: int,
+    num_steps: int | None = None,
+) -> Evaluation:
+    """Scores `images_per_prompt` images of each prompt with the weights the policy has now."""
+    images: list[torch.Tensor] = []
+    expanded = [prompt for prompt in prompts for _ in range(images_per_prompt)]
+
+    def on_images(rows: range, batch: torch.Tensor) -> None:
+        images.append(batch)
+        scorer.submit(rows, batch, expanded[rows.start : rows.stop])
+
+    generate(
+        policy,
+        recipe,
+        prompts,
+        num_steps or recipe.evaluation.num_steps,
+        images_per_prompt,
+        on_images,
+    )
+    return Evaluation(
+        scores=scorer.collect(),
+        images=torch.cat(images).numpy(),
+        prompts=[prompt.text for prompt in expanded],
+    )

@@ -1,0 +1,83 @@
+"""Prompt files, and which prompts an epoch trains on."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from flow_trainer.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    text: str
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    """What rewards read beside the text (GenEval's clauses)."""
+
+
+def read_prompts(path: str | Path) -> list[Prompt]:
+    """Reads `.txt` (a prompt per line) or `.jsonl` (`prompt`, and `metadata` or further keys, which
+    then are the metadata). Blank lines are skipped; duplicates are kept: a group belongs to a
+    position in the file, not to a text. Raises ConfigError with file and line."""
+    path = Path(path)
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read prompts from {path}: {error}") from None
+    parse = _parse_json if path.suffix == ".jsonl" else Prompt
+    prompts = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            prompts.append(parse(line.strip()))
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"{path}:{number}: {error}") from None
+    if not prompts:
+        raise ConfigError(f"{path} holds no prompts")
+    return prompts
+
+
+def _parse_json(line: str) -> Prompt:
+    row = json.loads(line)
+    if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
+        raise ValueError('expected an object with a "prompt" string')
+    metadata = row.get("metadata")
+    if metadata is None:
+        metadata = {key: value for key, value in row.items() if key != "prompt"}
+    if not isinstance(metadata, dict):
+        raise ValueError('"metadata" must be an object')
+    return Prompt(row["prompt"], metadata)
+
+
+def epoch_prompts(num_prompts: int, prompts_per_epoch: int, epoch: int, seed: int) -> list[int]:
+    """Indices of the epoch's prompts, distinct, a pure function of (seed, epoch).
+
+    The file is walked in passes, each in an order of its own, so every prompt is used once before
+    any is used twice (an epoch that spans two passes draws its rest from the next one). Raises
+    ConfigError when an epoch needs more prompts than there are.
+    """
+    if prompts_per_epoch > num_prompts:
+        raise ConfigError(
+            f"sampling.prompts_per_epoch = {prompts_per_epoch} but there are only {num_prompts} "
+            "training prompts: lower it, or add prompts"
+        )
+    chosen: list[int] = []
+    position = epoch * prompts_per_epoch
+    while len(chosen) < prompts_per_epoch:
+        order = _pass_order(num_prompts, position // num_prompts, seed)
+        start = position % num_prompts
+        fresh = [index for index in order[start:] if index not in chosen]
+        chosen += fresh[: prompts_per_epoch - len(chosen)]
+        position += num_prompts - start
+    return chosen
+
+
+def _pass_order(num_prompts: int, number: int, seed: int) -> list[int]:
+    order = list(range(num_prompts))
+    random.Random(f"prompts/{seed}/{number}").shuffle(order)
+    return order

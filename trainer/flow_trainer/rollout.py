@@ -1,0 +1,135 @@
+"""Sampling: prompts to images, stochastic with trajectories for training, plain ODE for evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from flow_trainer.config import Recipe
+from flow_trainer.dynamics import DYNAMICS, Transition, euler
+from flow_trainer.errors import NonFiniteError
+from flow_trainer.models import Conditioning, Policy
+from flow_trainer.noise import evaluation_noise, sample_noise
+from flow_trainer.prompts import Prompt
+from flow_trainer.trajectory import Trajectories
+
+OnImages = Callable[[range, Tensor], None]
+"""Called with the rows of a decoded micro-batch and its images (b, H, W, 3) uint8."""
+
+
+def transition(
+    policy: Policy,
+    recipe: Recipe,
+    sigmas: Tensor,
+    steps: Tensor,
+    x: Tensor,
+    conditioning: Conditioning,
+) -> tuple[Transition, Tensor]:
+    """The stochastic step p(x_next | x) of each row, and the velocity behind it.
+
+    The one place where a transition is made: rollout samples from it and the loss scores with it,
+    so that the ratio of an unchanged policy is 1. `steps` (B,) int64 index `sigmas` (T + 1,).
+    """
+    sigma = sigmas[steps]
+    v = policy.velocity(x, sigma, conditioning)
+    step = DYNAMICS[recipe.sampling.dynamics]
+    return (
+        step(x, v, sigma, sigmas[steps + 1], recipe.sampling.noise_level, float(sigmas[1])),
+        v,
+    )
+
+
+@torch.no_grad()
+def rollout(
+    policy: Policy,
+    recipe: Recipe,
+    epoch: int,
+    prompts: Sequence[Prompt],
+    indices: Sequence[int],
+    on_images: OnImages,
+) -> Trajectories:
+    """Samples `group_size` images for each prompt with the epoch's stochastic window.
+
+    `indices` are the prompts' positions in the prompt file: noise is keyed by (seed, epoch, index,
+    member), so results do not depend on how the epoch is split into micro-batches. `on_images` gets
+    every micro-batch as soon as it is decoded.
+    """
+    sampling = recipe.sampling
+    sigmas = policy.sigmas(sampling.num_steps).to(policy.device)
+    window = recipe.window(epoch)
+    members = [(index, g) for index in indices for g in range(sampling.group_size)]
+    conditioning = policy.encode([prompt.text for prompt in prompts]).repeat(sampling.group_size)
+    latents, log_probs = [], []
+    for rows in micro_batches(len(members), sampling.micro_batch):
+        initial, noise = sample_noise(
+            recipe.seed,
+            epoch,
+            [members[row] for row in rows],
+            policy.latent_shape,
+            len(window),
+            same_latent=sampling.same_latent,
+        )
+        x = initial.to(policy.device)
+        batch = conditioning[rows.start : rows.stop]
+        kept, densities = [], []
+        for i in range(sampling.num_steps):
+            steps = torch.full((len(rows),), i, device=policy.device)
+            if i in window:
+                if not kept:
+                    kept.append(x)
+                step, _ = transition(policy, recipe, sigmas, steps, x, batch)
+                x = step.sample(noise[:, i - window.start].to(policy.device))
+                kept.append(x)
+                densities.append(step.log_prob(x))
+            else:
+                x = euler(x, policy.velocity(x, sigmas[steps], batch), sigmas[i], sigmas[i + 1])
+        _check_finite(x, rows, epoch)
+        latents.append(torch.stack(kept, 1))
+        log_probs.append(torch.stack(densities, 1))
+        on_images(rows, decode(policy, x, sampling.decode_batch))
+    return Trajectories(window, sigmas, torch.cat(latents), torch.cat(log_probs))
+
+
+@torch.no_grad()
+def generate(
+    policy: Policy,
+    recipe: Recipe,
+    prompts: Sequence[Prompt],
+    num_steps: int,
+    images_per_prompt: int,
+    on_images: OnImages,
+) -> None:
+    """ODE (Euler) sampling for evaluation: the same noise at every call, whatever the epoch."""
+    sigmas = policy.sigmas(num_steps).to(policy.device)
+    members = [(p, g) for p in range(len(prompts)) for g in range(images_per_prompt)]
+    conditioning = policy.encode([prompt.text for prompt in prompts]).repeat(images_per_prompt)
+    for rows in micro_batches(len(members), recipe.sampling.micro_batch):
+        keys = [members[row] for row in rows]
+        x = evaluation_noise(recipe.seed, keys, policy.latent_shape).to(policy.device)
+        batch = conditioning[rows.start : rows.stop]
+        for i in range(num_steps):
+            steps = torch.full((len(rows),), i, device=policy.device)
+            x = euler(x, policy.velocity(x, sigmas[steps], batch), sigmas[i], sigmas[i + 1])
+        on_images(rows, decode(policy, x, recipe.sampling.decode_batch))
+
+
+def decode(policy: Policy, x_0: Tensor, batch: int) -> Tensor:
+    """Images (B, H, W, 3) uint8, decoded in chunks: the VAE's activations dwarf the latents."""
+    return torch.cat([policy.decode(chunk) for chunk in x_0.split(batch)])
+
+
+def micro_batches(count: int, size: int) -> Iterator[range]:
+    for start in range(0, count, size):
+        yield range(start, min(start + size, count))
+
+
+def _check_finite(x: Tensor, rows: range, epoch: int) -> None:
+    finite = torch.isfinite(x).flatten(1).all(1)
+    if not finite.all():
+        row = rows[int((~finite).nonzero()[0])]
+        raise NonFiniteError(
+            f"latents of sample {row} are not finite at the end of sampling in epoch {epoch}: the "
+            "model diverged (lower update.learning_rate) or overflows in model.dtype (use bfloat16)"
+        )

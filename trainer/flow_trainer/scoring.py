@@ -1,0 +1,178 @@
+"""The only place where the trainer knows that rewards exist.
+
+Images go to every reward as soon as a micro-batch is decoded (`submit`), from a thread with its own
+event loop, while sampling goes on; `collect` waits for what is still missing and measures the wait.
+A sample that fails or comes late is masked. Nothing is ever scored 0 because a server died.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from flow_trainer.config import Reward, Scoring
+from flow_trainer.errors import ConfigError, OutageError
+from flow_trainer.prompts import Prompt
+from reward_api import AsyncRewardClient, RewardSuite, ScoreBatch, SuiteBatch
+
+
+@dataclass(slots=True)
+class Scores:
+    """Scores of N samples, in the order of their rows."""
+
+    values: np.ndarray
+    """(N,) float64 weighted sum; NaN where not valid."""
+    valid: np.ndarray
+    """(N,) bool: every reward scored the sample."""
+    rewards: dict[str, ScoreBatch] = field(default_factory=dict)
+    wait_s: float = 0.0
+    """Seconds in which nothing was done but wait for rewards."""
+
+    def mean(self) -> float | None:
+        return float(self.values[self.valid].mean()) if self.valid.any() else None
+
+    def reward_means(self) -> dict[str, float]:
+        """Mean of every reward and sub-score over the samples it scored."""
+        means: dict[str, float] = {}
+        for name, batch in self.rewards.items():
+            if batch.valid.any():
+                means[name] = float(batch.values[batch.valid].mean())
+                for sub, values in batch.scores.items():
+                    means[f"{name}.{sub}"] = float(np.asarray(values)[batch.valid].mean())
+        return means
+
+    def failures(self) -> dict[str, int]:
+        """How many samples failed, by reward and reason."""
+        counts: dict[str, int] = {}
+        for name, batch in self.rewards.items():
+            for failure in batch.errors.values():
+                key = f"{name}.{failure.reason}"
+                counts[key] = counts.get(key, 0) + 1
+        return counts
+
+    def unreachable(self) -> list[str]:
+        """Rewards that scored nothing although every failure could pass with time: an outage."""
+        return [
+            name
+            for name, batch in self.rewards.items()
+            if len(batch.values)
+            and not batch.valid.any()
+            and all(failure.retryable for failure in batch.errors.values())
+        ]
+
+
+@dataclass(slots=True)
+class _Job:
+    rows: range
+    images: np.ndarray
+    prompts: list[str]
+    metadata: list[dict[str, Any]]
+    result: Future[SuiteBatch]
+
+
+class Scorer:
+    """Rewards of a recipe behind one asynchronous queue. Use from one thread; close when done."""
+
+    def __init__(self, rewards: dict[str, Reward], scoring: Scoring) -> None:
+        self._config = scoring
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="scoring", daemon=True)
+        self._thread.start()
+        clients = {
+            name: AsyncRewardClient(
+                reward.url,
+                token=_token(name, reward),
+                timeout_s=scoring.timeout_s,
+                encoding=scoring.encoding,
+                on_error="nan",
+            )
+            for name, reward in rewards.items()
+        }
+        self._suite = RewardSuite(clients, weights={n: r.weight for n, r in rewards.items()})
+        self._jobs: list[_Job] = []
+
+    def submit(self, rows: range, images: Tensor, prompts: Sequence[Prompt]) -> None:
+        """Starts scoring images (b, H, W, 3) uint8; `prompts` has one entry per image."""
+        texts = [prompt.text for prompt in prompts]
+        metadata = [dict(prompt.metadata) for prompt in prompts]
+        array = images.numpy()
+        self._jobs.append(_Job(rows, array, texts, metadata, self._spawn(array, texts, metadata)))
+
+    def collect(self, hold: Callable[[list[str]], None] | None = None) -> Scores:
+        """Waits for everything submitted since the last call.
+
+        When a reward is down altogether, calls `hold` with the names (the run saves itself there),
+        waits until all rewards are ready again and scores once more. Raises OutageError after
+        `scoring.outage_wait_s`.
+        """
+        started = time.perf_counter()
+        jobs, self._jobs = self._jobs, []
+        scores = _join(jobs)
+        while down := scores.unreachable():
+            if hold is not None:
+                hold(down)
+            self.wait_ready(self._config.outage_wait_s)
+            for job in jobs:
+                job.result = self._spawn(job.images, job.prompts, job.metadata)
+            scores = _join(jobs)
+        scores.wait_s = time.perf_counter() - started
+        return scores
+
+    def wait_ready(self, timeout_s: float) -> None:
+        """Blocks until every reward says it is ready. Raises OutageError."""
+        try:
+            self._run(self._suite.wait_ready(timeout_s))
+        except Exception as error:
+            raise OutageError(
+                f"rewards are not ready after {timeout_s:.0f} s: {error}. The run is saved: start the "
+                "service and continue with --resume"
+            ) from error
+
+    def metadata(self) -> dict[str, Any]:
+        """RewardMetadata of every reward."""
+        return self._run(self._suite.metadata())
+
+    def close(self) -> None:
+        self._run(self._suite.close())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def _spawn(
+        self, images: np.ndarray, prompts: list[str], metadata: list[dict[str, Any]]
+    ) -> Future[SuiteBatch]:
+        return asyncio.run_coroutine_threadsafe(
+            self._suite.score(images, prompts, metadata), self._loop
+        )
+
+    def _run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
+
+def _join(jobs: Sequence[_Job]) -> Scores:
+    results = [job.result.result() for job in jobs]
+    return Scores(
+        values=np.concatenate([result.values for result in results]),
+        valid=np.concatenate([result.valid for result in results]),
+        rewards={
+            name: ScoreBatch.concatenate([result.rewards[name] for result in results])
+            for name in results[0].rewards
+        },
+    )
+
+
+def _token(name: str, reward: Reward) -> str | None:
+    if reward.token_env is None:
+        return None
+    if reward.token_env not in os.environ:
+        raise ConfigError(f"rewards.{name}.token_env = {reward.token_env!r}: set that variable")
+    return os.environ[reward.token_env]

@@ -1,0 +1,412 @@
+"""Flow-GRPO (arXiv 2505.05470): the loop, written out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from flow_trainer.advantages import Advantages, group_advantages
+from flow_trainer.checkpoint import Checkpoints, Progress
+from flow_trainer.config import Recipe, save_resolved
+from flow_trainer.ema import Ema
+from flow_trainer.errors import ConfigError, Interrupted
+from flow_trainer.evaluate import Evaluation, evaluate
+from flow_trainer.models import Policy, load_policy
+from flow_trainer.prompts import Prompt, epoch_prompts, read_prompts
+from flow_trainer.ratio import check_ratio, ratio_tolerance
+from flow_trainer.rollout import rollout
+from flow_trainer.runlog import RunLog, image_grid
+from flow_trainer.scoring import Scorer, Scores
+from flow_trainer.update import UpdateStats, update_policy
+
+
+@dataclass(slots=True)
+class Run:
+    """What the loop works with."""
+
+    recipe: Recipe
+    folder: Path
+    policy: Policy
+    optimizer: torch.optim.AdamW
+    ema: Ema | None
+    scorer: Scorer
+    checkpoints: Checkpoints
+    log: RunLog
+    progress: Progress
+    prompts: dict[str, list[Prompt]]
+    stopping: bool = False
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Inside, the policy has the EMA weights."""
+        return self.ema.swapped() if self.ema is not None else nullcontext()
+
+    def save(self) -> None:
+        self.progress.log_offsets = self.log.offsets()
+        self.checkpoints.save(self.policy, self.optimizer, self.ema, self.progress)
+
+
+def train(recipe: Recipe, folder: Path, *, resume: bool = False) -> dict[str, Any]:
+    """Trains a recipe in `folder` and returns the summary that it also leaves as summary.json.
+
+    `resume` continues from the newest checkpoint in `folder`, bit for bit on a CPU. Raises
+    ConfigError, OutageError, NonFiniteError, RatioError; Interrupted after saving.
+    """
+    run = open_run(recipe, folder, resume=resume)
+    try:
+        with _signals(run):
+            before = _heldout(run, "before")
+            _epochs(run)
+            after = _finish(run)
+        return _write_summary(run, before, after)
+    finally:
+        run.log.close()
+        run.scorer.close()
+
+
+def open_run(recipe: Recipe, folder: Path, *, resume: bool) -> Run:
+    if (folder / "checkpoints").exists() and not resume:
+        raise ConfigError(f"{folder} holds a run already: continue it with --resume, or pass --out")
+    torch.backends.cuda.matmul.allow_tf32 = True
+    device = pick_device(recipe.device)
+    prompts = {
+        split: read_prompts(path)
+        for split, path in recipe.prompts.model_dump().items()
+        if path is not None
+    }
+    scorer = Scorer(recipe.rewards, recipe.scoring)
+    scorer.wait_ready(recipe.scoring.outage_wait_s if resume else recipe.scoring.timeout_s)
+    policy = load_policy(recipe.model, device, with_reference=recipe.update.beta > 0)
+    policy.encode([prompt.text for split in prompts.values() for prompt in split])
+    policy.release_text_encoders()
+    u = recipe.update
+    parameters = policy.trainable()
+    optimizer = torch.optim.AdamW(
+        parameters.values(),
+        lr=u.learning_rate,
+        betas=(u.adam_beta1, u.adam_beta2),
+        eps=u.adam_eps,
+        weight_decay=u.weight_decay,
+    )
+    ema = Ema(parameters, recipe.ema.decay, recipe.ema.interval) if recipe.ema.enabled else None
+    checkpoints = Checkpoints(folder, recipe.checkpoints.keep)
+    progress = checkpoints.resume(policy, optimizer, ema) if resume else None
+    log = RunLog(folder, recipe, offsets=progress.log_offsets if progress else None)
+    save_resolved(recipe, folder / "recipe.json")
+    if progress is not None:
+        log.say(f"resuming after epoch {progress.epoch}")
+    run = Run(
+        recipe,
+        folder,
+        policy,
+        optimizer,
+        ema,
+        scorer,
+        checkpoints,
+        log,
+        progress or Progress(),
+        prompts,
+    )
+    _watch_revisions(run)
+    return run
+
+
+def _epochs(run: Run) -> None:
+    recipe = run.recipe
+    if run.progress.epoch == 0:
+        check_ratio(run.policy, recipe, run.prompts["train"])
+        run.save()
+    run.log.start(run.progress.epoch)
+    for epoch in range(run.progress.epoch, recipe.epochs):
+        started = time.perf_counter()
+        # SAMPLING: images leave for the rewards while the next micro-batch is drawn
+        indices = epoch_prompts(
+            len(run.prompts["train"]), recipe.sampling.prompts_per_epoch, epoch, recipe.seed
+        )
+        prompts = [run.prompts["train"][index] for index in indices]
+        images: list[torch.Tensor] = []
+        samples = rollout(
+            run.policy, recipe, epoch, prompts, indices, _submitter(run, prompts, images)
+        )
+        sampled = time.perf_counter()
+        scores = run.scorer.collect(hold=lambda down: _hold(run, down))
+        advantages = group_advantages(
+            scores.values.reshape(len(prompts), -1),
+            scores.valid.reshape(len(prompts), -1),
+            std=recipe.advantage.std,
+            min_group=recipe.scoring.min_group,
+            clip=recipe.advantage.clip,
+        )
+        # TRAINING: replay the stochastic steps with gradients
+        conditioning = run.policy.encode([prompt.text for prompt in prompts])
+        trained = time.perf_counter()
+        stats = update_policy(
+            run.policy, run.optimizer, run.ema, recipe, epoch, samples, conditioning, advantages
+        )
+        ended = time.perf_counter()
+        run.progress.epoch = epoch + 1
+        run.progress.updates += stats.updates
+        run.progress.train_seconds += ended - started
+        run.progress.reward_wait_seconds += scores.wait_s
+        timing = {
+            "sample_s": sampled - started,
+            "reward_wait_s": scores.wait_s,
+            "update_s": ended - trained,
+            "epoch_s": ended - started,
+        }
+        _log_epoch(run, epoch, prompts, images, scores, advantages, stats, timing)
+        _after_epoch(run, epoch + 1, torch.cat(images).numpy(), scores)
+
+
+def _after_epoch(run: Run, epoch: int, images: np.ndarray, scores: Scores) -> None:
+    """Validation, sample grid and checkpoint when they are due, and the way out on a signal."""
+    recipe = run.recipe
+    if _due(epoch, recipe.evaluation.every, recipe.epochs):
+        _validate(run, epoch)
+    if recipe.logging.image_every and epoch % recipe.logging.image_every == 0:
+        group = recipe.sampling.group_size
+        run.log.images("samples", epoch, image_grid(images[: 8 * group], columns=group))
+    if run.stopping or _due(epoch, recipe.checkpoints.every, recipe.epochs):
+        run.save()
+    mean = scores.mean()
+    note = "no scores" if mean is None else f"reward {mean:.3f}"
+    run.log.advance(epoch, recipe.epochs, note)
+    if run.stopping:
+        raise Interrupted(f"stopped after epoch {epoch}; saved")
+
+
+def _due(epoch: int, every: int, last: int) -> bool:
+    return every > 0 and (epoch % every == 0 or epoch == last)
+
+
+def _submitter(run: Run, prompts: list[Prompt], images: list[torch.Tensor]):
+    group = run.recipe.sampling.group_size
+
+    def on_images(rows: range, batch: torch.Tensor) -> None:
+        if run.stopping:
+            # the weights are still those of the last finished epoch
+            run.save()
+            raise Interrupted(f"stopped in epoch {run.progress.epoch + 1}; saved before it")
+        images.append(batch)
+        run.scorer.submit(rows, batch, [prompts[row // group] for row in rows])
+
+    return on_images
+
+
+def _hold(run: Run, down: list[str]) -> None:
+    run.save()
+    run.log.say(
+        f"no scores from {', '.join(down)}: the epoch is held and the run saved; waiting up to "
+        f"{run.recipe.scoring.outage_wait_s:.0f} s for the service"
+    )
+
+
+def _validate(run: Run, epoch: int) -> None:
+    if "validation" not in run.prompts:
+        return
+    with run.averaged():
+        result = evaluate(
+            run.policy,
+            run.scorer,
+            run.recipe,
+            run.prompts["validation"],
+            run.recipe.evaluation.images_per_prompt,
+        )
+    run.progress.reward_wait_seconds += result.scores.wait_s
+    score = result.scores.mean()
+    best = run.progress.best_score
+    if score is not None and (best is None or score > best):
+        run.progress.best_score, run.progress.best_epoch = score, epoch
+        run.checkpoints.save_best(run.policy, run.ema)
+    run.log.metrics("validation", epoch, result.summary())
+
+
+def _heldout(run: Run, name: str) -> Evaluation | None:
+    """Evaluates the held-out prompts and keeps the pictures; None when there are none, or when a
+    resumed run has done it already."""
+    if "heldout" not in run.prompts or (name == "before" and run.progress.epoch > 0):
+        return None
+    result = evaluate(
+        run.policy,
+        run.scorer,
+        run.recipe,
+        run.prompts["heldout"],
+        run.recipe.evaluation.heldout_images_per_prompt,
+    )
+    folder = run.folder / "heldout"
+    folder.mkdir(exist_ok=True)
+    np.savez_compressed(
+        folder / f"{name}.npz",
+        images=result.images,
+        prompts=np.array(result.prompts),
+        values=result.scores.values,
+    )
+    run.log.metrics(f"heldout_{name}", run.progress.epoch, result.summary())
+    (folder / f"{name}.json").write_text(json.dumps(result.summary(), indent=2) + "\n")
+    run.log.say(f"held-out prompts, {name} training: {_format(result.scores.mean())}")
+    return result
+
+
+def _finish(run: Run) -> Evaluation | None:
+    """Loads the weights that were best on validation (else the final EMA) and evaluates them."""
+    if run.checkpoints.load_best(run.policy):
+        return _heldout(run, "after")
+    with run.averaged():
+        return _heldout(run, "after")
+
+
+def _log_epoch(
+    run: Run,
+    epoch: int,
+    prompts: list[Prompt],
+    images: list[torch.Tensor],
+    scores: Scores,
+    advantages: Advantages,
+    stats: UpdateStats,
+    timing: dict[str, float],
+) -> None:
+    tolerance = ratio_tolerance(run.recipe)
+    if stats.ratio_error > tolerance:
+        run.log.say(
+            f"[yellow]epoch {epoch + 1}: the on-policy ratio is off by {stats.ratio_error:.1e} "
+            f"(tolerance {tolerance:.1e}); run `flow-grpo doctor`[/yellow]"
+        )
+    failures = scores.failures()
+    run.log.metrics(
+        "train",
+        epoch + 1,
+        {
+            "reward": scores.mean(),
+            **scores.reward_means(),
+            **advantages.metrics,
+            **stats.means(),
+            "ratio_error": stats.ratio_error,
+            "grad_norm": stats.grad_norm,
+            "learning_rate": stats.learning_rate,
+            "updates": run.progress.updates,
+            "window": [run.recipe.window(epoch).start, run.recipe.window(epoch).stop],
+            "failed": int((~scores.valid).sum()),
+            **({"failures": failures} if failures else {}),
+            **timing,
+        },
+    )
+    run.log.audit(_audit_rows(epoch + 1, prompts, images, scores, advantages))
+
+
+def _audit_rows(
+    epoch: int,
+    prompts: list[Prompt],
+    images: list[torch.Tensor],
+    scores: Scores,
+    advantages: Advantages,
+) -> Iterator[dict[str, Any]]:
+    group = len(scores.values) // len(prompts)
+    values = advantages.values.flatten().tolist()
+    for row, image in enumerate(torch.cat(images).numpy()):
+        yield {
+            "epoch": epoch,
+            "prompt": prompts[row // group].text,
+            "member": row % group,
+            "score": float(scores.values[row]) if scores.valid[row] else None,
+            "rewards": {name: _audit_reward(batch, row) for name, batch in scores.rewards.items()},
+            "advantage": values[row],
+            "image_sha256": hashlib.sha256(image.tobytes()).hexdigest(),
+        }
+
+
+def _audit_reward(batch: Any, row: int) -> dict[str, Any]:
+    revision = batch.revisions[0] if len(batch.revisions) == 1 else sorted(batch.revisions)
+    if not batch.valid[row]:
+        return {"error": str(batch.errors[row]), "revision": revision}
+    return {
+        "score": float(batch.values[row]),
+        **{name: float(values[row]) for name, values in batch.scores.items()},
+        "revision": revision,
+    }
+
+
+def _watch_revisions(run: Run) -> None:
+    """Remembers every reward's revision, and says so when a resumed run meets another one."""
+    current = {name: meta.revision for name, meta in run.scorer.metadata().items()}
+    for name, seen in (run.progress.revisions or {}).items():
+        if current.get(name) != seen:
+            run.log.say(
+                f"[yellow]reward {name} changed from revision {seen} to {current.get(name)}: scores "
+                "before and after may not compare[/yellow]"
+            )
+    run.progress.revisions = current
+
+
+def _write_summary(run: Run, before: Evaluation | None, after: Evaluation | None) -> dict[str, Any]:
+    progress = run.progress
+    summary = {
+        "recipe": run.recipe.name,
+        "seed": run.recipe.seed,
+        "epochs": progress.epoch,
+        "heldout_before": _stored_score(run.folder, "before"),
+        "heldout_after": after.scores.mean() if after else None,
+        "best_validation": progress.best_score,
+        "best_epoch": progress.best_epoch,
+        "train_wall_seconds": round(progress.train_seconds, 2),
+        "reward_wait_fraction": round(
+            progress.reward_wait_seconds / max(progress.train_seconds, 1e-9), 5
+        ),
+        "train_steps": run.recipe.sampling.num_steps,
+        "eval_steps": run.recipe.evaluation.num_steps,
+        "rewards": progress.revisions,
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "diffusers", "transformers", "peft")},
+        },
+        "device": str(run.policy.device),
+    }
+    (run.folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    return summary
+
+
+def _stored_score(folder: Path, name: str) -> float | None:
+    path = folder / "heldout" / f"{name}.json"
+    return json.loads(path.read_text())["score"] if path.exists() else None
+
+
+def _format(score: float | None) -> str:
+    return "no scores" if score is None else f"{score:.3f}"
+
+
+@contextmanager
+def _signals(run: Run) -> Iterator[None]:
+    """SIGINT and SIGTERM ask the run to save and leave; a second one ends it at once."""
+
+    def ask(number: int, frame: Any) -> None:
+        run.stopping = True
+        for name, handler in previous.items():
+            signal.signal(name, handler)
+        run.log.say("stopping: saving first (once more to stop at once)")
+
+    names = (signal.SIGINT, signal.SIGTERM)
+    previous = {name: signal.signal(name, ask) for name in names}
+    try:
+        yield
+    finally:
+        for name, handler in previous.items():
+            signal.signal(name, handler)
+
+
+def pick_device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"device = {name!r}: {error}") from None

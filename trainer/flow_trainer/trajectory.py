@@ -1,0 +1,24 @@
+"""What a rollout leaves for the update: the latents around every stochastic step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Trajectories:
+    """The samples of one epoch, prompt-major: row b = p * group_size + g.
+
+    B samples, W stochastic steps (contiguous), latents float32.
+    """
+
+    window: range
+    """Indices of the stochastic steps in the schedule."""
+    sigmas: Tensor
+    """(T + 1,) float32."""
+    latents: Tensor
+    """(B, W + 1, C, h, w): before each stochastic step, and after the last."""
+    log_probs: Tensor
+    """(B, W): of latents[:, j + 1] under the policy that drew it."""

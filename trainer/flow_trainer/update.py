@@ -1,0 +1,186 @@
+"""One epoch's policy updates: replay the stochastic steps, weigh them by advantage, step."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from flow_trainer.advantages import Advantages
+from flow_trainer.config import Recipe
+from flow_trainer.ema import Ema
+from flow_trainer.errors import NonFiniteError
+from flow_trainer.models import Conditioning, Policy
+from flow_trainer.objective import clip_objective, kl_divergence
+from flow_trainer.rollout import micro_batches, transition
+from flow_trainer.trajectory import Trajectories
+
+
+@dataclass(slots=True)
+class UpdateStats:
+    """Sums over replayed (sample, step) pairs; `means` divides."""
+
+    totals: dict[str, float] = field(default_factory=dict)
+    count: int = 0
+    ratio_error: float = 0.0
+    """Largest |ratio - 1| of the epoch's first update, where the policy is still the sampler."""
+    grad_norm: float = 0.0
+    learning_rate: float = 0.0
+    updates: int = 0
+
+    def add(self, values: dict[str, Tensor], count: int) -> None:
+        for name, value in values.items():
+            self.totals[name] = self.totals.get(name, 0.0) + float(value.sum())
+        self.count += count
+
+    def means(self) -> dict[str, float]:
+        return {name: total / max(self.count, 1) for name, total in self.totals.items()}
+
+
+def update_policy(
+    policy: Policy,
+    optimizer: torch.optim.Optimizer,
+    ema: Ema | None,
+    recipe: Recipe,
+    epoch: int,
+    samples: Trajectories,
+    conditioning: Conditioning,
+    advantages: Advantages,
+) -> UpdateStats:
+    """`updates_per_epoch` optimizer steps; the first is on-policy (ratio 1), later ones are not.
+
+    Update u takes the u-th share of the epoch's groups, in sampling order: micro-batches then have
+    the composition they had in the rollout, which is what keeps the ratio at 1 in low precision.
+    The loss is a mean over the planned samples, so dropped ones do not rescale the gradient.
+    `conditioning` has one row per prompt. Raises NonFiniteError.
+    """
+    stats = UpdateStats()
+    group = recipe.sampling.group_size
+    share = recipe.sampling.prompts_per_epoch // recipe.update.updates_per_epoch * group
+    steps = trained_steps(recipe, epoch)
+    values = advantages.values.flatten()
+    for u in range(recipe.update.updates_per_epoch):
+        optimizer.zero_grad(set_to_none=True)
+        denominator = share * len(steps)
+        for rows in micro_batches(share, recipe.sampling.micro_batch):
+            rows = range(u * share + rows.start, u * share + rows.stop)
+            if not values[rows.start : rows.stop].any():
+                continue  # failed, dropped or zero-spread groups only: no gradient
+            for chunk in step_chunks(steps, recipe.update.steps_per_forward):
+                loss = _replay(
+                    policy, recipe, samples, conditioning, values, rows, chunk, stats, first=u == 0
+                )
+                (loss / denominator).backward()
+        _step(policy, optimizer, recipe, epoch * recipe.update.updates_per_epoch + u, stats)
+        if ema is not None:
+            ema.update()
+    return stats
+
+
+def trained_steps(recipe: Recipe, epoch: int) -> list[int]:
+    """Offsets into the window that are trained in this epoch, ascending; the same for all samples."""
+    offsets = range(len(recipe.window(epoch)))
+    count = recipe.update.trained_steps
+    if count is None or count >= len(offsets):
+        return list(offsets)
+    return sorted(random.Random(f"trained_steps/{recipe.seed}/{epoch}").sample(offsets, count))
+
+
+def learning_rate(recipe: Recipe, update: int) -> float:
+    """Linear warm-up, then linear decay to `final_learning_rate` at the last update."""
+    u = recipe.update
+    if update < u.warmup_updates:
+        return u.learning_rate * (update + 1) / u.warmup_updates
+    remaining = recipe.num_updates - 1 - u.warmup_updates
+    progress = (update - u.warmup_updates) / remaining if remaining > 0 else 0.0
+    return u.learning_rate * (1 + progress * (u.final_learning_rate - 1))
+
+
+def _replay(
+    policy: Policy,
+    recipe: Recipe,
+    samples: Trajectories,
+    conditioning: Conditioning,
+    values: Tensor,
+    rows: range,
+    offsets: list[int],
+    stats: UpdateStats,
+    *,
+    first: bool,
+) -> Tensor:
+    """Summed loss of some samples at some of their steps, one transformer forward."""
+    batch = slice(rows.start, rows.stop)
+    repeats = len(offsets)
+    x = samples.latents[batch, offsets].flatten(0, 1)
+    x_next = samples.latents[batch, [j + 1 for j in offsets]].flatten(0, 1)
+    steps = torch.tensor([samples.window[j] for j in offsets], device=x.device).repeat(len(rows))
+    prompts = torch.tensor([row // recipe.sampling.group_size for row in rows], device=x.device)
+    condition = conditioning[prompts].repeat(repeats)
+    advantage = values[batch].to(x.device, torch.float32).repeat_interleave(repeats)
+    old_log_prob = samples.log_probs[batch, offsets].flatten()
+
+    step, v = transition(policy, recipe, samples.sigmas, steps, x, condition)
+    log_prob = step.log_prob(x_next)
+    loss, diagnostics = clip_objective(log_prob, old_log_prob, advantage, recipe.update.clip_range)
+    if recipe.update.beta > 0:
+        with torch.no_grad(), policy.reference():
+            reference, v_ref = transition(policy, recipe, samples.sigmas, steps, x, condition)
+        kl = kl_divergence(
+            recipe.update.kl,
+            step,
+            reference,
+            v,
+            v_ref,
+            samples.sigmas[steps] - samples.sigmas[steps + 1],
+        )
+        loss = loss + recipe.update.beta * kl
+        diagnostics = {**diagnostics, "kl": kl.detach()}
+    _check_finite(loss, rows, repeats, steps)
+    stats.add({**diagnostics, "loss": loss.detach()}, len(loss))
+    if first:
+        error = float((log_prob.detach() - old_log_prob).exp().sub(1).abs().max())
+        stats.ratio_error = max(stats.ratio_error, error)
+    return loss.sum()
+
+
+def _step(
+    policy: Policy,
+    optimizer: torch.optim.Optimizer,
+    recipe: Recipe,
+    update: int,
+    stats: UpdateStats,
+) -> None:
+    rate = learning_rate(recipe, update)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    norm = torch.nn.utils.clip_grad_norm_(
+        policy.trainable().values(), recipe.update.max_grad_norm, error_if_nonfinite=False
+    )
+    if not torch.isfinite(norm):
+        raise NonFiniteError(
+            f"the gradient norm is {float(norm)} in update {update}: lower update.learning_rate, or "
+            "use bfloat16; the last checkpoint is intact"
+        )
+    optimizer.step()
+    stats.grad_norm = max(stats.grad_norm, float(norm))
+    stats.learning_rate = rate
+    stats.updates += 1
+
+
+def step_chunks(steps: list[int], size: int) -> Iterator[list[int]]:
+    """Window offsets in groups of at most `size`: one transformer forward each."""
+    for chunk in micro_batches(len(steps), size):
+        yield [steps[i] for i in chunk]
+
+
+def _check_finite(loss: Tensor, rows: range, repeats: int, steps: Tensor) -> None:
+    if torch.isfinite(loss).all():
+        return
+    index = int((~torch.isfinite(loss)).nonzero()[0])
+    raise NonFiniteError(
+        f"the loss of sample {rows[index // repeats]} at step {int(steps[index])} is "
+        f"{float(loss[index])}; the last checkpoint is intact"
+    )
