@@ -5,7 +5,7 @@
     RewardError                 .reason, .retryable, .retry_after_s, .http_status, .grpc_code
     ├── InvalidRequest          the caller must change the request (400, 404, 413, 415, 422)
     ├── AuthenticationFailed    missing or wrong token (401)
-    ├── Overloaded              queue full or deadline unreachable: come back after `retry_after_s` (429)
+    ├── Overloaded              queue full or deadline unreachable; see `retry_after_s` (429)
     ├── Unavailable             loading, draining, device lost, not reachable (503)
     ├── DeadlineExceeded        the time given is over (504)
     ├── ServerFault             a bug on the server (500)
@@ -16,7 +16,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Reason(StrEnum):
@@ -96,7 +96,7 @@ STATUS: dict[Reason, Status] = {
 class RewardError(Exception):
     """Base of everything this package raises on purpose.
 
-    ``reason`` says what happened, ``retry_after_s`` is the server's hint in seconds (None: no hint).
+    ``reason`` says what happened; ``retry_after_s`` is the server's hint in seconds, or None.
     """
 
     def __init__(self, reason: Reason, message: str, *, retry_after_s: float | None = None) -> None:
@@ -120,7 +120,7 @@ class RewardError(Exception):
     def __str__(self) -> str:
         return f"{self.reason}: {self.message}"
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return (_rebuild, (type(self), self.reason, self.message, self.retry_after_s))
 
 
@@ -164,7 +164,7 @@ class ItemsFailed(RewardError):
         self.failures = failures
         self.total = total
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return (ItemsFailed, (self.failures, self.total))
 
 

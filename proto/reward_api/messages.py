@@ -27,7 +27,7 @@ def _to_bytes(value: object) -> object:
         raise ValueError(f"not valid base64: {error}") from None
 
 
-# bytes | memoryview: a memoryview is a slice of the request body, so that raw pixels are not copied.
+# bytes | memoryview: a memoryview is a slice of the request body; raw pixels are not copied.
 ImageBytes = Annotated[
     Any,
     BeforeValidator(_to_bytes),
@@ -36,8 +36,20 @@ ImageBytes = Annotated[
 ]
 
 
+AnyReason = Annotated[
+    Reason, BeforeValidator(lambda name: name if name in _REASONS else Reason.INTERNAL)
+]
+_REASONS = frozenset(Reason)
+
+
 class Message(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class Reply(Message):
+    """What a service sends: a client ignores the fields and reasons of newer services."""
+
+    model_config = ConfigDict(extra="ignore")
 
 
 class Image(Message):
@@ -47,10 +59,10 @@ class Image(Message):
     """
 
     data: ImageBytes = b""
-    binary_data_size: int | None = Field(None, ge=0)
+    binary_data_size: int | None = Field(default=None, ge=0)
     """Binary form only: `data` is empty and this many bytes follow the JSON header."""
-    height: int | None = Field(None, ge=1)
-    width: int | None = Field(None, ge=1)
+    height: int | None = Field(default=None, ge=1)
+    width: int | None = Field(default=None, ge=1)
     channels: int = 3
 
     @model_validator(mode="before")
@@ -73,7 +85,7 @@ class PackedImages(Message):
     """uint8 pixels [count, height, width, channels] of all items: item i takes image i."""
 
     data: ImageBytes = b""
-    binary_data_size: int | None = Field(None, ge=0)
+    binary_data_size: int | None = Field(default=None, ge=0)
     count: int = Field(ge=1)
     height: int = Field(ge=1)
     width: int = Field(ge=1)
@@ -94,11 +106,11 @@ class ScoreRequest(Message):
     request_id: str = ""
     items: list[Item]
     packed_images: PackedImages | None = None
-    priority: int = Field(0, ge=0, le=3)
+    priority: int = Field(default=0, ge=0, le=3)
     include_details: bool = False
 
 
-class ItemScore(Message):
+class ItemScore(Reply):
     """`value` and all of `scores` are finite."""
 
     value: float
@@ -110,8 +122,8 @@ class ItemScore(Message):
         return math.isfinite(self.value) and all(map(math.isfinite, self.scores.values()))
 
 
-class ItemError(Message):
-    reason: Reason
+class ItemError(Reply):
+    reason: AnyReason
     code: int
     """google.rpc.Code"""
     message: str
@@ -128,7 +140,7 @@ class ItemError(Message):
         )
 
 
-class ItemResult(Message):
+class ItemResult(Reply):
     """Exactly one of `score` and `error`."""
 
     id: str = ""
@@ -142,7 +154,7 @@ class ItemResult(Message):
         return self
 
 
-class Timing(Message):
+class Timing(Reply):
     """Milliseconds; a stage that ran in several batches reports the slowest."""
 
     queue_ms: float = 0.0
@@ -151,7 +163,7 @@ class Timing(Message):
     total_ms: float = 0.0
 
 
-class ScoreResponse(Message):
+class ScoreResponse(Reply):
     model: str = ""
     version: str = ""
     revision: str = ""
@@ -161,7 +173,7 @@ class ScoreResponse(Message):
     batch_sizes: list[int] = []
 
 
-class ScoreRange(Message):
+class ScoreRange(Reply):
     """A score's name, bounds (None: unbounded) and direction."""
 
     name: str
@@ -171,7 +183,7 @@ class ScoreRange(Message):
     description: str = ""
 
 
-class RewardMetadata(Message):
+class RewardMetadata(Reply):
     name: str
     version: str = ""
     revision: str = ""
@@ -195,7 +207,7 @@ class Problem(BaseModel):
     title: str
     status: int
     detail: str
-    reason: Reason
+    reason: AnyReason
     request_id: str = ""
     retry_after_ms: int | None = None
     errors: list[dict[str, Any]] = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -73,6 +73,11 @@ class Scorer(ABC):
     def prepare(self, sample: Sample) -> Any:
         """CPU work per item (parse the prompt, resize the image), run before batching; the result
         becomes `sample.prepared`. Raises ItemFailure for an item that cannot be scored."""
+        return None
+
+    def batch_key(self, sample: Sample) -> Hashable:
+        """Samples share a batch only if their keys are equal. A model that needs equal shapes
+        returns `sample.image.shape`. Cheap: it runs on the event loop."""
         return None
 
     def warmup_samples(self) -> Sequence[Sample]:

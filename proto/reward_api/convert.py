@@ -1,0 +1,272 @@
+"""messages.py to and from the generated protobuf classes; the two describe the same contract.
+
+Total: every valid message converts, and comes back equal. Three rules concern Struct (`metadata`,
+`details`), whose only number is a double:
+
+- an integral number up to 2**53 in size comes back as int, any other as float (`1 == 1.0`);
+- an integer beyond that travels as its decimal string, as protobuf's own JSON form does;
+- NaN and infinities become null, as they do in the JSON form of a response. (The client refuses
+  all of these in metadata before anything is sent.)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from google.protobuf.struct_pb2 import NULL_VALUE, ListValue, Struct, Value
+from pydantic import ValidationError
+
+from reward_api.errors import InvalidRequest, Reason
+from reward_api.framing import describe_invalid
+from reward_api.messages import (
+    Image,
+    Item,
+    ItemError,
+    ItemResult,
+    ItemScore,
+    PackedImages,
+    RewardMetadata,
+    ScoreRange,
+    ScoreRequest,
+    ScoreResponse,
+    Timing,
+)
+from reward_api.v1 import reward_pb2 as pb
+
+_EXACT = 2**53
+_REASONS = {pb.Reason.Value(reason.value): reason for reason in Reason}
+
+
+def request_to_proto(request: ScoreRequest) -> pb.ScoreRequest:
+    message = pb.ScoreRequest(
+        model=request.model,
+        request_id=request.request_id,
+        items=map(_item_to_proto, request.items),
+        priority=request.priority,
+        include_details=request.include_details,
+    )
+    packed = request.packed_images
+    if packed is not None:
+        message.packed_images.data = bytes(packed.data)
+        message.packed_images.count = packed.count
+        message.packed_images.height = packed.height
+        message.packed_images.width = packed.width
+        message.packed_images.channels = packed.channels
+    return message
+
+
+def request_from_proto(message: pb.ScoreRequest) -> ScoreRequest:
+    """Raises InvalidRequest where the HTTP form would (a raw image without a height)."""
+    try:
+        return ScoreRequest(
+            model=message.model,
+            request_id=message.request_id,
+            items=[_item_from_proto(item) for item in message.items],
+            packed_images=_packed_from_proto(message.packed_images)
+            if message.HasField("packed_images")
+            else None,
+            priority=message.priority,
+            include_details=message.include_details,
+        )
+    except ValidationError as error:
+        raise InvalidRequest(Reason.INVALID_REQUEST, describe_invalid(error)) from None
+
+
+def response_to_proto(response: ScoreResponse) -> pb.ScoreResponse:
+    return pb.ScoreResponse(
+        model=response.model,
+        version=response.version,
+        revision=response.revision,
+        request_id=response.request_id,
+        results=map(_result_to_proto, response.results),
+        timing=pb.Timing(**response.timing.model_dump()),
+        batch_sizes=response.batch_sizes,
+    )
+
+
+def response_from_proto(message: pb.ScoreResponse) -> ScoreResponse:
+    """Raises ValueError when an item has no outcome, which no service of this contract sends."""
+    timing = message.timing
+    return ScoreResponse(
+        model=message.model,
+        version=message.version,
+        revision=message.revision,
+        request_id=message.request_id,
+        results=[_result_from_proto(result) for result in message.results],
+        timing=Timing(
+            queue_ms=timing.queue_ms,
+            decode_ms=timing.decode_ms,
+            inference_ms=timing.inference_ms,
+            total_ms=timing.total_ms,
+        ),
+        batch_sizes=list(message.batch_sizes),
+    )
+
+
+def metadata_to_proto(metadata: RewardMetadata) -> pb.RewardMetadata:
+    plain = metadata.model_dump(exclude={"score", "sub_scores"})
+    return pb.RewardMetadata(
+        **plain,
+        score=_range_to_proto(metadata.score),
+        sub_scores=map(_range_to_proto, metadata.sub_scores),
+    )
+
+
+def metadata_from_proto(message: pb.RewardMetadata) -> RewardMetadata:
+    return RewardMetadata(
+        name=message.name,
+        version=message.version,
+        revision=message.revision,
+        description=message.description,
+        score=_range_from_proto(message.score),
+        sub_scores=[_range_from_proto(sub) for sub in message.sub_scores],
+        prompt_required=message.prompt_required,
+        metadata_schema=message.metadata_schema,
+        encodings=list(message.encodings),
+        limits=dict(message.limits),
+        settings=dict(message.settings),
+        device=message.device,
+        license=message.license,
+    )
+
+
+def _item_to_proto(item: Item) -> pb.Item:
+    message = pb.Item(id=item.id, prompt=item.prompt)
+    image = item.image
+    if image is not None and image.is_raw:
+        message.image.raw.data = bytes(image.data)
+        message.image.raw.height = image.height or 0
+        message.image.raw.width = image.width or 0
+        message.image.raw.channels = image.channels
+    elif image is not None:
+        message.image.encoded = bytes(image.data)
+    if item.metadata:
+        message.metadata.CopyFrom(_to_struct(item.metadata))
+    return message
+
+
+def _item_from_proto(message: pb.Item) -> Item:
+    return Item(
+        id=message.id,
+        prompt=message.prompt,
+        image=_image_from_proto(message.image) if message.HasField("image") else None,
+        metadata=_from_struct(message.metadata) if message.HasField("metadata") else {},
+    )
+
+
+def _image_from_proto(message: pb.Image) -> Image:
+    if not message.HasField("raw"):
+        return Image(data=message.encoded)
+    raw = message.raw
+    return Image(data=raw.data, height=raw.height, width=raw.width, channels=raw.channels or 3)
+
+
+def _packed_from_proto(message: pb.PackedImages) -> PackedImages:
+    return PackedImages(
+        data=message.data,
+        count=message.count,
+        height=message.height,
+        width=message.width,
+        channels=message.channels or 3,
+    )
+
+
+def _result_to_proto(result: ItemResult) -> pb.ItemResult:
+    message = pb.ItemResult(id=result.id)
+    if result.error is not None:
+        message.error.CopyFrom(pb.ItemError(**result.error.model_dump(mode="json")))
+    elif result.score is not None:
+        message.score.value = result.score.value
+        message.score.scores.update(result.score.scores)
+        if result.score.details is not None:
+            message.score.details.CopyFrom(_to_struct(result.score.details))
+    return message
+
+
+def _result_from_proto(message: pb.ItemResult) -> ItemResult:
+    match message.WhichOneof("outcome"):
+        case "score":
+            score = message.score
+            details = _from_struct(score.details) if score.HasField("details") else None
+            return ItemResult(
+                id=message.id,
+                score=ItemScore(value=score.value, scores=dict(score.scores), details=details),
+            )
+        case "error":
+            error = message.error
+            return ItemResult(
+                id=message.id,
+                error=ItemError(
+                    # A newer service may know reasons that this client does not.
+                    reason=_REASONS.get(error.reason, Reason.INTERNAL),
+                    code=error.code,
+                    message=error.message,
+                    retryable=error.retryable,
+                ),
+            )
+        case _:
+            return ItemResult(id=message.id)
+
+
+def _range_to_proto(score: ScoreRange) -> pb.ScoreRange:
+    return pb.ScoreRange(**score.model_dump(exclude_none=True))
+
+
+def _range_from_proto(message: pb.ScoreRange) -> ScoreRange:
+    return ScoreRange(
+        name=message.name,
+        minimum=message.minimum if message.HasField("minimum") else None,
+        maximum=message.maximum if message.HasField("maximum") else None,
+        higher_is_better=message.higher_is_better,
+        description=message.description,
+    )
+
+
+def _to_struct(mapping: Mapping[str, Any]) -> Struct:
+    return Struct(fields={key: _to_value(value) for key, value in mapping.items()})
+
+
+def _to_value(value: Any) -> Value:
+    match value:
+        case None:
+            return Value(null_value=NULL_VALUE)
+        case bool():
+            return Value(bool_value=value)
+        case int() if abs(value) > _EXACT:
+            return Value(string_value=str(value))
+        case float() if not math.isfinite(value):
+            return Value(null_value=NULL_VALUE)
+        case int() | float():
+            return Value(number_value=value)
+        case str():
+            return Value(string_value=value)
+        case Mapping():
+            return Value(struct_value=_to_struct(value))
+        case list() | tuple():
+            return Value(list_value=ListValue(values=map(_to_value, value)))
+        case _:
+            raise TypeError(
+                f"{type(value).__name__} is not a JSON value: give None, bool, int, float, str, "
+                "list or dict"
+            )
+
+
+def _from_struct(struct: Struct) -> dict[str, Any]:
+    return {key: _from_value(value) for key, value in struct.fields.items()}
+
+
+def _from_value(value: Value) -> Any:
+    match value.WhichOneof("kind"):
+        case "number_value":
+            number = value.number_value
+            return int(number) if number.is_integer() and abs(number) <= _EXACT else number
+        case "struct_value":
+            return _from_struct(value.struct_value)
+        case "list_value":
+            return [_from_value(element) for element in value.list_value.values]
+        case "null_value" | None:
+            return None
+        case kind:
+            return getattr(value, kind)

@@ -1,0 +1,97 @@
+"""Reading request bodies within bounds, and noticing callers that go away."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+from starlette.datastructures import Headers
+from starlette.types import Receive
+
+from reward_api.errors import InvalidRequest, Reason, RewardError
+
+
+def integer_header(headers: Headers, name: str, *, minimum: int) -> int | None:
+    """Raises InvalidRequest when the header is there and not an integer of at least `minimum`."""
+    text = headers.get(name)
+    if text is None:
+        return None
+    if not text.isascii() or not text.isdecimal() or len(text) > 18 or int(text) < minimum:
+        raise InvalidRequest(
+            Reason.INVALID_REQUEST, f"{name} must be an integer of at least {minimum}"
+        )
+    return int(text)
+
+
+def expected_bytes(headers: Headers, limit: int) -> int:
+    """The length that the caller announces, or the limit when it announces none. Raises
+    InvalidRequest (REQUEST_TOO_LARGE) before a byte is read."""
+    length = integer_header(headers, "content-length", minimum=0)
+    if length is None:
+        return limit
+    if length > limit:
+        raise _too_large(limit)
+    return length
+
+
+async def read_body(receive: Receive, headers: Headers, limit: int) -> memoryview:
+    """The body, at most `limit` bytes. Raises InvalidRequest (REQUEST_TOO_LARGE), RewardError
+    (CANCELLED) when the caller goes away before its end."""
+    body = bytearray(expected_bytes(headers, limit) if "content-length" in headers else 0)
+    view = memoryview(body)
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise client_gone()
+        chunk = message.get("body", b"")
+        end = size + len(chunk)
+        if end > limit:
+            raise _too_large(limit)
+        if end > len(body):  # no Content-Length: grow by doubling
+            view.release()
+            body.extend(bytes(min(limit, max(2 * end, 65536)) - len(body)))
+            view = memoryview(body)
+        view[size:end] = chunk
+        size = end
+        if not message.get("more_body", False):
+            return view[:size].toreadonly()
+
+
+@contextlib.asynccontextmanager
+async def cancelled_on_disconnect(receive: Receive) -> AsyncIterator[None]:
+    """Cancels what runs inside when the caller goes away: raises RewardError (CANCELLED). The body
+    must have been read."""
+    task = asyncio.current_task()
+    assert task is not None
+    is_gone = False
+
+    async def watch() -> None:
+        nonlocal is_gone
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        is_gone = True
+        task.cancel()
+
+    watcher = asyncio.create_task(watch())
+    try:
+        yield
+    except asyncio.CancelledError:
+        # Another's cancellation (shutdown) stays one.
+        if is_gone and task.uncancel() == 0:
+            raise client_gone() from None
+        raise
+    finally:
+        watcher.cancel()
+
+
+def client_gone() -> RewardError:
+    return RewardError(Reason.CANCELLED, "the caller went away")
+
+
+def _too_large(limit: int) -> InvalidRequest:
+    return InvalidRequest(
+        Reason.REQUEST_TOO_LARGE,
+        f"the body is larger than max_request_bytes ({limit}); send fewer items per request",
+    )

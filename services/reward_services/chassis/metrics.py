@@ -1,0 +1,144 @@
+"""Prometheus metrics of one service, in a registry of their own."""
+
+from __future__ import annotations
+
+from collections import Counter as Tally
+from collections.abc import Callable, Sequence
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from reward_api.errors import Reason
+from reward_api.messages import ItemResult, ScoreRange, Timing
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_ITEMS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+_UNBOUNDED_SCORES = (-10, -5, -2, -1, -0.5, -0.2, 0, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)
+
+
+class Metrics:
+    def __init__(self, model: str) -> None:
+        self._model = model
+        self.registry = registry = CollectorRegistry()
+        self._requests = Counter(
+            "reward_requests_total",
+            "Calls answered; code is the HTTP status or the gRPC status name.",
+            ("model", "protocol", "code"),
+            registry=registry,
+        )
+        self._items = Counter(
+            "reward_items_total", "Items answered.", ("model", "outcome"), registry=registry
+        )
+        self._request_seconds = Histogram(
+            "reward_request_duration_seconds",
+            "From the first byte to the answer.",
+            ("model", "protocol"),
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._stage_seconds = Histogram(
+            "reward_stage_duration_seconds",
+            "Time of a request in one stage: queue, decode, inference.",
+            ("stage",),
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._batch_items = Histogram(
+            "reward_batch_items", "Items in a model batch.", buckets=_ITEMS, registry=registry
+        )
+        self._batch_seconds = Histogram(
+            "reward_batch_duration_seconds",
+            "Time of a model batch.",
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._queue_items = Gauge(
+            "reward_queue_items", "Items waiting for a batch.", registry=registry
+        )
+        self._queue_bytes = Gauge(
+            "reward_queue_bytes", "Request bytes held in memory.", registry=registry
+        )
+        self._inflight = Gauge(
+            "reward_inflight_requests", "Calls being worked on.", registry=registry
+        )
+        self._rejections = Counter(
+            "reward_rejections_total", "Calls refused or failed.", ("reason",), registry=registry
+        )
+        self._item_errors = Counter(
+            "reward_item_errors_total", "Items without a score.", ("reason",), registry=registry
+        )
+        self.cancelled_items = Counter(
+            "reward_cancelled_items_total",
+            "Items whose caller went away or whose deadline passed.",
+            registry=registry,
+        )
+        self.received_bytes = Counter(
+            "reward_received_bytes_total", "Bytes of request bodies.", registry=registry
+        )
+        self.out_of_memory = Counter(
+            "reward_out_of_memory_total", "Batches that did not fit.", registry=registry
+        )
+        self.ready = Gauge("reward_ready", "1 when the service takes work.", registry=registry)
+        self._build_info = Gauge(
+            "reward_build_info",
+            "Always 1; the labels tell what runs.",
+            ("version", "revision", "device"),
+            registry=registry,
+        )
+        self._scores: Histogram | None = None
+
+    def describe(self, score: ScoreRange, *, version: str, revision: str, device: str) -> None:
+        """What is known only after loading: build labels and the score's range."""
+        self._build_info.labels(version, revision, device).set(1)
+        self._scores = Histogram(
+            "reward_score",
+            "The main score, to see drift.",
+            buckets=_score_buckets(score),
+            registry=self.registry,
+        )
+
+    def watch(
+        self,
+        *,
+        queue_items: Callable[[], float],
+        queue_bytes: Callable[[], float],
+        inflight: Callable[[], float],
+    ) -> None:
+        """Reads the gauges when they are scraped."""
+        self._queue_items.set_function(queue_items)
+        self._queue_bytes.set_function(queue_bytes)
+        self._inflight.set_function(inflight)
+
+    def observe_batch(self, size: int, seconds: float) -> None:
+        self._batch_items.observe(size)
+        self._batch_seconds.observe(seconds)
+
+    def observe_results(self, results: Sequence[ItemResult], timing: Timing) -> None:
+        failed = Tally(result.error.reason for result in results if result.error)
+        for reason, count in failed.items():
+            self._item_errors.labels(reason).inc(count)
+        self._items.labels(self._model, "error").inc(failed.total())
+        self._items.labels(self._model, "score").inc(len(results) - failed.total())
+        if self._scores is not None:
+            for result in results:
+                if result.score:
+                    self._scores.observe(result.score.value)
+        for stage in ("queue", "decode", "inference"):
+            self._stage_seconds.labels(stage).observe(getattr(timing, f"{stage}_ms") / 1000)
+
+    def observe_call(
+        self, protocol: str, code: str, seconds: float, reason: Reason | None = None
+    ) -> None:
+        self._requests.labels(self._model, protocol, code).inc()
+        self._request_seconds.labels(self._model, protocol).observe(seconds)
+        if reason is not None:
+            self._rejections.labels(reason).inc()
+
+    def exposition(self) -> bytes:
+        return generate_latest(self.registry)
+
+
+def _score_buckets(score: ScoreRange, count: int = 20) -> Sequence[float]:
+    low, high = score.minimum, score.maximum
+    if low is None or high is None or high <= low:
+        return _UNBOUNDED_SCORES
+    return [low + (high - low) * i / count for i in range(count + 1)]

@@ -1,0 +1,186 @@
+"""The service's settings. A field `max_batch_items` is the environment variable
+REWARD_MAX_BATCH_ITEMS, the flag --max-batch-items and, where it is a limit, the metadata's
+`max_batch_items`. Flags win over the environment, the environment over defaults."""
+
+from __future__ import annotations
+
+import importlib.util
+import ipaddress
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
+
+MIB = 1024 * 1024
+
+
+def _none_port(value: object) -> object:
+    return None if isinstance(value, str) and value.lower() == "none" else value
+
+
+Port = Annotated[int | None, Field(ge=0, le=65535), BeforeValidator(_none_port)]
+
+
+class ServiceSettings(BaseModel):
+    """Settings of every reward service; each field's description is its documentation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    host: str = Field(default="127.0.0.1", description="address both ports bind to")
+    http_port: Port = Field(default=8100, description="HTTP port; 0: any free one; none: no HTTP")
+    grpc_port: Port = Field(default=9100, description="gRPC port; 0: any free one; none: no gRPC")
+    device: str = Field(
+        default="auto", description="cpu, cuda, cuda:1, ...; auto: cuda where there is one"
+    )
+
+    token: SecretStr | None = Field(default=None, description="bearer token that callers must send")
+    token_file: Path | None = Field(default=None, description="file that holds the token")
+    insecure_no_auth: bool = Field(
+        default=False, description="allow other machines to call without a token"
+    )
+    tls_cert_file: Path | None = Field(
+        default=None, description="certificate chain (PEM) for both ports"
+    )
+    tls_key_file: Path | None = Field(
+        default=None, description="private key (PEM) of the certificate"
+    )
+    tls_client_ca_file: Path | None = Field(
+        default=None, description="require client certificates signed by this CA (PEM)"
+    )
+
+    max_batch_items: int = Field(default=32, ge=1, description="most items in one model batch")
+    max_batch_pixels: int = Field(
+        default=0, ge=0, description="most pixels in one batch; 0: no limit"
+    )
+    max_queue_delay_ms: int = Field(
+        default=0, ge=0, description="wait this long for a fuller batch while the device is idle"
+    )
+    max_queue_items: int = Field(
+        default=1024, ge=1, description="most items accepted and not yet answered, over all callers"
+    )
+    max_queue_bytes: int = Field(
+        default=1024 * MIB, ge=1, description="most request bytes held at a time, over all callers"
+    )
+    priority_aging_s: float = Field(
+        default=10.0, ge=0, description="head start of a priority over the next lower one, seconds"
+    )
+    oom_cap_s: float = Field(
+        default=600.0,
+        ge=0,
+        description="keep batches small this long after memory ran out, seconds",
+    )
+    prepare_threads: int = Field(
+        default=0,
+        ge=0,
+        le=256,
+        description="threads that decode and prepare items; 0: one per core, at most 8",
+    )
+
+    max_request_items: int = Field(default=256, ge=1, description="most items in one request")
+    max_request_bytes: int = Field(default=64 * MIB, ge=1, description="most bytes in one request")
+    max_image_pixels: int = Field(default=16_777_216, ge=1, description="most pixels in one image")
+    max_image_side: int = Field(default=8192, ge=1, description="longest side of an image, pixels")
+    max_image_bytes: int = Field(default=32 * MIB, ge=1, description="most bytes in one image")
+    max_prompt_bytes: int = Field(
+        default=16 * 1024, ge=1, description="longest prompt, bytes of UTF-8"
+    )
+    max_metadata_bytes: int = Field(
+        default=64 * 1024, ge=1, description="largest metadata of an item, bytes of JSON"
+    )
+    max_metadata_depth: int = Field(
+        default=16, ge=1, description="deepest nesting of an item's metadata"
+    )
+    default_timeout_ms: int = Field(
+        default=60_000, ge=1, description="deadline of calls that name none"
+    )
+    max_timeout_ms: int = Field(
+        default=600_000, ge=1, description="longest deadline a call may have"
+    )
+
+    drain_s: float = Field(
+        default=30.0, ge=0, description="time to finish accepted work after SIGTERM"
+    )
+    readiness_delay_s: float | None = Field(
+        default=None,
+        ge=0,
+        description="after SIGTERM, stay open this long while readiness says no, so that balancers "
+        "notice; none: 0 on loopback, else 5",
+    )
+    reflection: bool = Field(default=False, description="serve gRPC reflection (grpcurl)")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="least severe messages logged"
+    )
+    log_format: Literal["text", "json"] = Field(default="text", description="form of the log lines")
+    port_file: Path | None = Field(
+        default=None, description="write the bound ports there as JSON; readiness comes later"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> ServiceSettings:
+        if self.http_port is None and self.grpc_port is None:
+            raise ValueError("http_port and grpc_port are both none: nothing to serve")
+        if self.token is not None and self.token_file is not None:
+            raise ValueError("set token or token_file, not both")
+        if (self.tls_cert_file is None) != (self.tls_key_file is None):
+            raise ValueError("tls_cert_file and tls_key_file belong together")
+        if self.tls_client_ca_file is not None and self.tls_cert_file is None:
+            raise ValueError("tls_client_ca_file needs tls_cert_file and tls_key_file")
+        has_token = self.token is not None or self.token_file is not None
+        has_client_ca = self.tls_client_ca_file is not None
+        if not (self.is_loopback or has_token or has_client_ca or self.insecure_no_auth):
+            raise ValueError(
+                f"binding {self.host} lets other machines call this service: set REWARD_TOKEN_FILE "
+                "(or REWARD_TOKEN), or allow it with --insecure-no-auth"
+            )
+        return self
+
+    @property
+    def is_loopback(self) -> bool:
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    @property
+    def effective_readiness_delay_s(self) -> float:
+        if self.readiness_delay_s is not None:
+            return self.readiness_delay_s
+        return 0.0 if self.is_loopback else 5.0
+
+    def read_token(self) -> str | None:
+        """The bearer token. Raises ValueError when it is empty, OSError without its file."""
+        if self.token_file is not None:
+            token = self.token_file.read_text(encoding="utf-8").strip()
+        elif self.token is not None:
+            token = self.token.get_secret_value()
+        else:
+            return None
+        if not token or not token.isascii():
+            raise ValueError("the token is empty or not ASCII")
+        return token
+
+    def limits(self) -> dict[str, int]:
+        """What the metadata tells callers: the settings that bound their requests."""
+        names = [
+            *(n for n in type(self).model_fields if n.startswith("max_")),
+            "default_timeout_ms",
+        ]
+        return {name: getattr(self, name) for name in names}
+
+
+def resolve_device(device: str) -> str:
+    """The device "auto" stands for. Imports torch only on machines that have an accelerator."""
+    if device != "auto":
+        return device
+    if sys.platform == "linux" and not any(
+        Path(node).exists() for node in ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
+    ):
+        return "cpu"
+    if importlib.util.find_spec("torch") is None:
+        return "cpu"
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
