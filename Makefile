@@ -28,10 +28,12 @@ unit: $(VENV)/.dev
 proto-check: $(VENV)/.dev ## the generated code belongs to reward.proto
 	$(BIN)/python proto/generate.py --check
 
-bench: $(VENV)/.dev ## service overhead and batching, against Flask + pickle and LitServe
-	$(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt -r benchmarks/requirements.txt
-	$(BIN)/python benchmarks/overhead.py
-	$(BIN)/python benchmarks/batching.py
+bench: ## service overhead and batching, against Flask + pickle and LitServe
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -m pip --disable-pip-version-check install --quiet \
+	  --constraint constraints.txt --requirement benchmarks/requirements.txt --editable '.[serve]'
+	.venv-bench/bin/python benchmarks/overhead.py
+	.venv-bench/bin/python benchmarks/batching.py
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
