@@ -28,4 +28,4 @@ def keep_freed_buffers() -> bool:
         (_M_TRIM_THRESHOLD, _KEPT_BYTES),
         (_M_TOP_PAD, _TOP_PAD_BYTES),
     )
-    return all([mallopt(option, value) == 1 for option, value in options])
+    return all(mallopt(option, value) == 1 for option, value in options)
