@@ -19,6 +19,7 @@ from reward_services.chassis.http_body import (
     integer_header,
     read_body,
 )
+from reward_services.chassis.http_protocol import RECEIVE_INTO
 from reward_services.chassis.problems import REQUEST_ID_HEADER, plain_problem, problem_response
 from reward_services.chassis.service import RewardService, State
 
@@ -168,7 +169,10 @@ async def _read_request(service: RewardService, request: Request, timeout_s: flo
     try:
         async with asyncio.timeout(timeout_s):
             body = await read_body(
-                request.receive, request.headers, service.settings.max_request_bytes
+                request.receive,
+                request.headers,
+                service.settings.max_request_bytes,
+                request.scope.get("extensions", {}).get(RECEIVE_INTO),
             )
     except TimeoutError:
         raise DeadlineExceeded(

@@ -6,10 +6,15 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
+import numpy as np
 from starlette.datastructures import Headers
 from starlette.types import Receive
 
 from reward_api.errors import InvalidRequest, Reason, RewardError
+from reward_services.chassis.http_protocol import ReceiveInto
+
+# Below this, changing the way a body is received costs more than it saves.
+_RECEIVE_INTO_BYTES = 128 * 1024
 
 
 def integer_header(headers: Headers, name: str, *, minimum: int) -> int | None:
@@ -35,11 +40,15 @@ def expected_bytes(headers: Headers, limit: int) -> int:
     return length
 
 
-async def read_body(receive: Receive, headers: Headers, limit: int) -> memoryview:
+async def read_body(
+    receive: Receive, headers: Headers, limit: int, receive_into: ReceiveInto | None = None
+) -> memoryview:
     """The body, at most `limit` bytes. Raises InvalidRequest (REQUEST_TOO_LARGE), RewardError
-    (CANCELLED) when the caller goes away before its end."""
-    body = bytearray(expected_bytes(headers, limit) if "content-length" in headers else 0)
-    view = memoryview(body)
+    (CANCELLED) when the caller goes away before its end. `receive_into` is the server's short way
+    for large bodies, if it has one."""
+    has_length = "content-length" in headers and "transfer-encoding" not in headers
+    # Not a bytearray: there is no need to fill megabytes with zeros.
+    view = memoryview(np.empty(expected_bytes(headers, limit) if has_length else 0, np.uint8))
     size = 0
     while True:
         message = await receive()
@@ -49,14 +58,18 @@ async def read_body(receive: Receive, headers: Headers, limit: int) -> memoryvie
         end = size + len(chunk)
         if end > limit:
             raise _too_large(limit)
-        if end > len(body):  # no Content-Length: grow by doubling
-            view.release()
-            body.extend(bytes(min(limit, max(2 * end, 65536)) - len(body)))
-            view = memoryview(body)
+        if end > len(view):  # no Content-Length: grow by doubling
+            larger = memoryview(np.empty(min(limit, max(2 * end, 65536)), np.uint8))
+            larger[:size] = view[:size]
+            view = larger
         view[size:end] = chunk
         size = end
         if not message.get("more_body", False):
             return view[:size].toreadonly()
+        if has_length and receive_into and len(view) - size >= _RECEIVE_INTO_BYTES:
+            if not await receive_into(view[size:]):
+                raise client_gone()
+            return view.toreadonly()
 
 
 @contextlib.asynccontextmanager

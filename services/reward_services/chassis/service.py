@@ -252,10 +252,11 @@ class RewardService:
         started = time.monotonic()
         ticket = self._batcher.open(len(request.items), priority)
         try:
-            spans = self._intake.spans(request)
-            if len(spans) == 1:
-                await self._prepare(ticket, request, spans[0])
+            if self._intake.is_trivial(request):
+                everything = range(len(request.items))
+                ticket.submit(0, self._intake.prepare(request, everything, lambda: True))
             else:
+                spans = self._intake.spans(request)
                 await asyncio.gather(*(self._prepare(ticket, request, span) for span in spans))
             decode_s = time.monotonic() - started
             outcomes = await ticket.outcomes()
