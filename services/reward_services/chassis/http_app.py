@@ -167,9 +167,7 @@ async def _read_request(service: RewardService, request: Request, timeout_s: flo
     service.check_ready()
     try:
         async with asyncio.timeout(timeout_s):
-            body = await read_body(
-                request.receive, request.headers, service.settings.max_request_bytes
-            )
+            body = await read_body(request, service.settings.max_request_bytes)
     except TimeoutError:
         raise DeadlineExceeded(
             Reason.DEADLINE, f"the body did not arrive within {timeout_s:.3g} s"

@@ -13,6 +13,7 @@ import uvicorn
 
 from reward_services.chassis.auth import HttpAuth, TokenCheck, uvicorn_tls
 from reward_services.chassis.http_app import create_app
+from reward_services.chassis.http_protocol import DirectBodyProtocol
 from reward_services.chassis.service import RewardService
 
 _BACKLOG = 2048
@@ -34,12 +35,14 @@ class HttpFront:
         self._settings = service.settings
         self._config = uvicorn.Config(
             HttpAuth(app, check) if check else app,
+            http=DirectBodyProtocol,
             loop="none",
             ws="none",
             lifespan="off",
             log_config=None,
             access_log=False,
             server_header=False,
+            proxy_headers=False,
             backlog=_BACKLOG,
             timeout_keep_alive=_KEEP_ALIVE_S,
             **uvicorn_tls(service.settings),
