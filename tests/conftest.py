@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from processes import BRIGHTNESS, Service, Services
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -17,3 +20,16 @@ GOLDEN = Path(__file__).parent / "golden"
 def golden() -> Path:
     """Folder of input/output pairs made by running the original code; its README says how."""
     return GOLDEN
+
+
+@pytest.fixture
+def services(tmp_path: Path) -> Iterator[Services]:
+    """Starts real reward services; what a test leaves running is stopped."""
+    services = Services(tmp_path)
+    yield services
+    services.stop()
+
+
+@pytest.fixture
+def brightness(services: Services) -> Service:
+    return services.start(BRIGHTNESS)

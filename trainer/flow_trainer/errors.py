@@ -5,6 +5,7 @@
     TrainerError
     ├── ConfigError       the recipe, the prompts or the run folder cannot be used as they stand
     ├── OutageError       a reward stayed unreachable for longer than scoring.outage_wait_s
+    ├── ScoringError      no sample of an epoch has a score, for reasons that waiting cannot cure
     ├── RatioError        the replayed ratio of an unchanged policy is not 1
     ├── NonFiniteError    NaN or Inf in sampling or training; names tensor, step and sample
     └── Interrupted       SIGINT or SIGTERM arrived; the run was saved before it left
@@ -22,6 +23,10 @@ class ConfigError(TrainerError, ValueError):
 
 
 class OutageError(TrainerError):
+    pass
+
+
+class ScoringError(TrainerError):
     pass
 
 

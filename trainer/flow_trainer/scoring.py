@@ -20,7 +20,7 @@ import numpy as np
 from torch import Tensor
 
 from flow_trainer.config import Reward, Scoring
-from flow_trainer.errors import ConfigError, OutageError
+from flow_trainer.errors import ConfigError, OutageError, ScoringError
 from flow_trainer.prompts import Prompt
 from reward_api import AsyncRewardClient, RewardSuite, ScoreBatch, SuiteBatch
 
@@ -112,7 +112,7 @@ class Scorer:
 
         When a reward is down altogether, calls `hold` with the names (the run saves itself there),
         waits until all rewards are ready again and scores once more. Raises OutageError after
-        `scoring.outage_wait_s`.
+        `scoring.outage_wait_s`, and ScoringError when no sample has a score for another reason.
         """
         started = time.perf_counter()
         jobs, self._jobs = self._jobs, []
@@ -124,6 +124,9 @@ class Scorer:
             for job in jobs:
                 job.result = self._spawn(job.images, job.prompts, job.metadata)
             scores = _join(jobs)
+        if not scores.valid.any():
+            first = next(e for batch in scores.rewards.values() for e in batch.errors.values())
+            raise ScoringError(f"none of {len(scores.valid)} samples has a score, e.g. {first}")
         scores.wait_s = time.perf_counter() - started
         return scores
 

@@ -1,4 +1,4 @@
-"""Real processes on loopback; every one is stopped by its pid."""
+"""Real processes on loopback for tests; every one is stopped by its pid."""
 
 from __future__ import annotations
 
@@ -8,16 +8,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-
-import pytest
 
 from reward_api import RewardClient
 
 ROOT = Path(__file__).resolve().parents[2]
 PATHS = os.pathsep.join(str(ROOT / name) for name in ("proto", "services", "trainer"))
+BRIGHTNESS = str(Path(__file__).with_name("brightness.py"))
 
 
 def environment(**extra: str) -> dict[str, str]:
@@ -41,23 +39,22 @@ class Service:
             return self.process.wait()
 
 
-StartService = Callable[..., Service]
+@dataclass
+class Services:
+    """Starts services and stops what is left of them."""
 
+    folder: Path
+    started: list[Service] = field(default_factory=list)
 
-@pytest.fixture
-def start_service(tmp_path: Path) -> Iterator[StartService]:
-    """start_service("-m", "reward_services", "jpeg", "--flag") or a script; waits until ready."""
-    started: list[Service] = []
-
-    def start(*command: str, http_port: int = 0, **variables: str) -> Service:
-        ports_file = tmp_path / f"ports{len(started)}.json"
-        ports_file.unlink(missing_ok=True)
+    def start(self, *command: str, http_port: int = 0, **variables: str) -> Service:
+        """`start(BRIGHTNESS)` or `start("-m", "reward_services", "jpeg")`; returns when ready."""
+        ports_file = self.folder / f"ports{len(self.started)}.json"
         flags = ["--http-port", str(http_port), "--grpc-port", "0", "--port-file", str(ports_file)]
         process = subprocess.Popen(
-            [sys.executable, *command, *flags], env=environment(**variables), cwd=tmp_path
+            [sys.executable, *command, *flags], env=environment(**variables), cwd=self.folder
         )
         service = Service(process, "", "")
-        started.append(service)
+        self.started.append(service)
         deadline = time.monotonic() + 60
         while not ports_file.exists():
             assert process.poll() is None, f"the service ended with {process.returncode}"
@@ -70,11 +67,6 @@ def start_service(tmp_path: Path) -> Iterator[StartService]:
             client.wait_ready(60)
         return service
 
-    yield start
-    for service in started:
-        service.stop()
-
-
-@pytest.fixture
-def brightness(start_service: StartService) -> Service:
-    return start_service(str(Path(__file__).with_name("brightness.py")))
+    def stop(self) -> None:
+        for service in self.started:
+            service.stop()

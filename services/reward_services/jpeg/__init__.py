@@ -1,0 +1,1 @@
+"""JPEG compressibility: a reward without weights, and the template for new ones."""

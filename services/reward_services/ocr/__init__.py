@@ -1,0 +1,1 @@
+"""Text rendering: does the image show the words that the prompt puts in quotes?"""

@@ -1,0 +1,45 @@
+"""The base install is the client: a wheel in an empty environment, used from outside the repository."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from processes import ROOT
+
+pytestmark = [pytest.mark.system, pytest.mark.slow, pytest.mark.timeout(300)]
+
+CODE = """
+import sys
+import reward_api
+assert "site-packages" in reward_api.__file__, reward_api.__file__
+for name in reward_api.__all__:
+    getattr(reward_api, name)
+from reward_api.testing import FakeReward
+heavy = {"torch", "diffusers", "transformers", "fastapi", "reward_services", "flow_trainer"}
+assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()
+"""
+
+
+def test_the_client_installs_alone(tmp_path: Path) -> None:
+    def run(*command: str | Path) -> str:
+        done = subprocess.run(
+            list(map(str, command)), cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    wheels, venv = tmp_path / "wheels", tmp_path / "venv"
+    pip = ("-m", "pip", "--disable-pip-version-check")
+    run(sys.executable, *pip, "wheel", "-q", "--no-deps", "-w", wheels, ROOT)
+    run(sys.executable, "-m", "venv", venv)
+    python = venv / "bin" / "python"
+    (wheel,) = wheels.glob("*.whl")
+    run(python, *pip, "install", "-q", "-c", ROOT / "constraints.txt", wheel)
+    run(python, "-c", CODE)
+    assert "usage" in run(venv / "bin" / "reward-score", "--help")
+    installed = run(python, *pip, "list", "--format=freeze").splitlines()
+    assert len(installed) < 25, installed

@@ -1,0 +1,227 @@
+"""The whole trainer against a real reward service: it learns, resumes, survives outages, stops."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from flow_trainer.config import parse_recipe
+from flow_trainer.errors import ConfigError, ScoringError
+from flow_trainer.report import write_report
+from flow_trainer.train import train
+from processes import BRIGHTNESS, Service, Services, environment
+
+pytestmark = pytest.mark.system
+
+
+@pytest.fixture
+def data(recipe_data: dict[str, Any], prompts_file: Path) -> Callable[..., dict[str, Any]]:
+    def make(url: str, epochs: int, **sections: Any) -> dict[str, Any]:
+        merged = {
+            **recipe_data,
+            "epochs": epochs,
+            "rewards": {"brightness": {"url": url}},
+            "prompts": {key: str(prompts_file) for key in ("train", "validation", "heldout")},
+            "evaluation": {"every": 2, "num_steps": 4},
+            "scoring": {"timeout_s": 20, "outage_wait_s": 60},
+        }
+        for name, values in sections.items():
+            merged[name] = (
+                {**merged.get(name, {}), **values} if isinstance(values, dict) else values
+            )
+        return merged
+
+    return make
+
+
+def metrics(run: Path, kind: str) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in rows if row["kind"] == kind]
+
+
+def checkpoint(run: Path, epoch: int) -> dict[str, torch.Tensor]:
+    folder = run / "checkpoints" / f"epoch_{epoch:05d}"
+    files = ("weights", "ema", "optimizer")
+    return {
+        f"{name}/{k}": v
+        for name in files
+        for k, v in load_file(folder / f"{name}.safetensors").items()
+    }
+
+
+def assert_identical(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert a.keys() == b.keys()
+    assert [name for name in a if not torch.equal(a[name], b[name])] == []
+
+
+def write_recipe(folder: Path, data: dict[str, Any]) -> Path:
+    """TOML is close enough to JSON for flat sections of plain values."""
+    lines, tables = [], []
+    for key, value in data.items():
+        if not isinstance(value, dict):
+            lines.append(f"{key} = {json.dumps(value)}")
+        elif all(isinstance(inner, dict) for inner in value.values()):
+            tables += [(f"{key}.{name}", inner) for name, inner in value.items()]
+        else:
+            tables.append((key, value))
+    for name, values in tables:
+        lines += [f"[{name}]", *(f"{k} = {json.dumps(v)}" for k, v in values.items())]
+    path = folder / "recipe.toml"
+    path.write_text("\n".join(lines))
+    return path
+
+
+def start_training(recipe: Path, out: Path, *flags: str) -> subprocess.Popen[str]:
+    command = [
+        sys.executable,
+        "-m",
+        "flow_trainer",
+        "train",
+        str(recipe),
+        "--out",
+        str(out),
+        *flags,
+    ]
+    return subprocess.Popen(
+        command, env=environment(), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    )
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 90
+    while not condition():
+        if process.poll() is not None:
+            assert process.stderr is not None
+            raise AssertionError(f"exit {process.returncode}: {process.stderr.read()[-2000:]}")
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_the_reward_climbs_and_the_run_leaves_everything(
+    brightness: Service, data: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    recipe = parse_recipe(
+        data(
+            brightness.http,
+            20,
+            sampling={"prompts_per_epoch": 4, "group_size": 8, "micro_batch": 16},
+            update={"learning_rate": 1e-2},
+            logging={"tensorboard": True, "image_every": 10},
+        )
+    )
+    summary = train(recipe, run)
+    rewards = [row["reward"] for row in metrics(run, "train")]
+    assert len(rewards) == 20
+    assert sum(rewards[-5:]) / 5 > sum(rewards[:5]) / 5 + 0.02
+    assert summary["heldout_after"] > summary["heldout_before"] + 0.02
+    assert json.loads((run / "summary.json").read_text()) == summary
+    assert max(row["ratio_error"] for row in metrics(run, "train")) < 1e-6
+    assert 0 <= summary["reward_wait_fraction"] < 1
+    audit = [json.loads(line) for line in (run / "audit.jsonl").read_text().splitlines()]
+    assert len(audit) == 20 * 32
+    assert set(audit[0]) >= {"prompt", "score", "rewards", "advantage", "image_sha256"}
+    assert audit[0]["rewards"]["brightness"]["revision"]
+    assert list((run / "tensorboard").glob("events.*"))
+    assert len(list((run / "images").glob("samples_*.png"))) == 2
+    kept = sorted(path.name for path in (run / "checkpoints").iterdir())
+    assert kept == ["epoch_00019", "epoch_00020"]
+    html = write_report(run).read_text()
+    assert not re.search(r'(src|href)="(?!data:)', html)
+    assert html.count("<svg") >= 4
+    assert html.count("data:image/png") >= 2
+    with pytest.raises(ConfigError, match="--resume"):
+        train(recipe, run)
+
+
+def test_killed_runs_resume_bit_for_bit(
+    brightness: Service, data: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    settings = data(brightness.http, 6)
+    whole = tmp_path / "whole"
+    train(parse_recipe(settings), whole)
+    path, out = write_recipe(tmp_path, settings), tmp_path / "killed"
+    for epoch in (2, 4):
+        process = start_training(path, out, "--resume")
+        done = out / "checkpoints" / f"epoch_{epoch:05d}" / "state.json"
+        wait_for(done.exists, process)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    process = start_training(path, out, "--resume")
+    _, errors = process.communicate(timeout=100)
+    assert process.returncode == 0, errors
+    assert_identical(checkpoint(out, 6), checkpoint(whole, 6))
+    for kind in ("train", "validation"):
+        volatile = re.compile("_s$")
+        rows = [
+            [{k: v for k, v in row.items() if not volatile.search(k)} for row in metrics(run, kind)]
+            for run in (out, whole)
+        ]
+        assert rows[0] == rows[1]
+
+
+def test_an_outage_holds_the_epoch_and_costs_nothing(
+    services: Services, data: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    first = services.start(BRIGHTNESS)
+    settings = data(first.http, 6, scoring={"timeout_s": 3})
+    settings["evaluation"] = {"every": 0, "num_steps": 4}
+    whole = tmp_path / "whole"
+    train(parse_recipe(settings), whole)
+    out = tmp_path / "held"
+    process = start_training(write_recipe(tmp_path, settings), out)
+    wait_for((out / "checkpoints" / "epoch_00002" / "state.json").exists, process)
+    os.kill(first.process.pid, signal.SIGKILL)
+    first.process.wait()
+    time.sleep(2)
+    assert process.poll() is None
+    services.start(BRIGHTNESS, http_port=int(first.http.rpartition(":")[2]))
+    _, errors = process.communicate(timeout=100)
+    assert process.returncode == 0, errors
+    assert "the epoch is held" in errors
+    assert_identical(checkpoint(out, 6), checkpoint(whole, 6))
+    assert all(row["failed"] == 0 for row in metrics(out, "train"))
+
+
+def test_sigterm_saves_and_the_run_goes_on_where_it_was(
+    brightness: Service, data: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    settings = data(brightness.http, 4, checkpoints={"every": 100})
+    whole = tmp_path / "whole"
+    train(parse_recipe(settings), whole)
+    path, out = write_recipe(tmp_path, settings), tmp_path / "stopped"
+    process = start_training(path, out)
+    wait_for((out / "metrics.jsonl").exists, process)
+    wait_for(lambda: bool(metrics(out, "train")), process)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    assert "saved" in errors
+    process = start_training(path, out, "--resume")
+    _, errors = process.communicate(timeout=100)
+    assert process.returncode == 0, errors
+    assert_identical(checkpoint(out, 4), checkpoint(whole, 4))
+
+
+def test_an_epoch_without_any_score_stops_with_the_reason(
+    services: Services, data: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    marker = tmp_path / "fail"
+    marker.touch()
+    service = services.start(BRIGHTNESS, BRIGHTNESS_FAIL_FILE=str(marker))
+    settings = data(service.http, 1)
+    settings["prompts"].pop("heldout")
+    with pytest.raises(ScoringError, match="told to fail"):
+        train(parse_recipe(settings), tmp_path / "run")
