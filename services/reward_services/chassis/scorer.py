@@ -16,9 +16,10 @@ from reward_api.messages import ItemScore, ScoreRange
 
 class ScorerSettings(BaseModel):
     """A reward's own settings: field `score` of reward `ocr` is the environment variable
-    REWARD_OCR_SCORE, the flag --score and the key `score` in the metadata."""
+    REWARD_OCR_SCORE, the flag --score and the key `score` in the metadata. The text under a field is
+    its documentation, also in --help."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,8 @@ class Scorer(ABC):
     `prepare` from a pool of threads, before the item joins a batch."""
 
     Settings: ClassVar[type[ScorerSettings]] = ScorerSettings
+    auto_device: ClassVar[str] = "auto"
+    """What `--device auto` means here: "cpu" for a reward that has no use for a GPU."""
 
     def __init__(self, settings: Any) -> None:
         self.settings = settings

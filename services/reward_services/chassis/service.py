@@ -147,7 +147,8 @@ class RewardService:
     def _load(self) -> None:
         """On the device thread: load, then one warm-up batch, so that the first caller pays for
         neither compilation nor allocation."""
-        self._device = resolve_device(self.settings.device)
+        device = self.settings.device
+        self._device = resolve_device(self._scorer.auto_device if device == "auto" else device)
         self._scorer.load(self._device)
         self._info = self._scorer.info()
         self._intake.prompt_required = self._info.prompt_required
