@@ -129,7 +129,7 @@ def joined_text(lines: Sequence[Line], min_confidence: float) -> str:
 
 def load_engine(settings: OcrSettings, device: str) -> Engine:
     """The engine of the settings, ready to read. Raises ImportError when its package is missing."""
-    threads = settings.threads or min(len(os.sched_getaffinity(0)), 8)
+    threads = settings.threads or min(_cores(), 8)
     if settings.engine == "rapidocr":
         from reward_services.ocr.rapidocr_engine import RapidOcrEngine
 
@@ -149,6 +149,12 @@ def load_engine(settings: OcrSettings, device: str) -> Engine:
         recogniser=settings.recogniser,
         recogniser_dir=settings.recogniser_dir,
     )
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):  # Linux: those that this process may use
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _revision(settings: OcrSettings, engine: str) -> str:
