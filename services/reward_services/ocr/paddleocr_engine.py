@@ -66,7 +66,7 @@ class PaddleOcrEngine:
         weights = (
             path for folder in folders if folder for path in sorted(folder.glob("inference*"))
         )
-        self.identity = f"{names} {identity_of(('paddleocr', 'paddlex', runtime), weights)}"
+        self.identity = f"{names} {identity_of(versions, weights)}"
 
     def read(self, images: Sequence[np.ndarray]) -> list[list[Line]]:
         return [self._read(image) for image in images]
