@@ -11,6 +11,7 @@ import inspect
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 from pathlib import Path
 
 import cv2
@@ -52,7 +53,7 @@ class RapidOcrEngine:
         models = Path(inspect.getfile(rapidocr)).parent / "models"
         used = ("*_rec_*.onnx", "*_det_*.onnx") if detect else ("*_rec_*.onnx",)
         self.identity = identity_of(
-            ("rapidocr", "onnxruntime"),
+            {"rapidocr": version("rapidocr"), "onnxruntime": onnxruntime.__version__},
             sorted(path for pattern in used for path in models.glob(pattern)),
         )
 
