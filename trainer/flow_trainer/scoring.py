@@ -167,10 +167,25 @@ def _join(jobs: Sequence[_Job]) -> Scores:
         values=np.concatenate([result.values for result in results]),
         valid=np.concatenate([result.valid for result in results]),
         rewards={
-            name: ScoreBatch.concatenate([result.rewards[name] for result in results])
+            name: _join_batches([result.rewards[name] for result in results])
             for name in results[0].rewards
         },
     )
+
+
+def _join_batches(batches: Sequence[ScoreBatch]) -> ScoreBatch:
+    """One reward's micro-batches as one batch, in order."""
+    joined = ScoreBatch.empty(sum(map(len, batches)))
+    start = 0
+    for batch in batches:
+        rows = slice(start, start + len(batch))
+        joined.values[rows], joined.valid[rows] = batch.values, batch.valid
+        joined.errors.update({start + index: error for index, error in batch.errors.items()})
+        for name, values in batch.scores.items():
+            joined.scores.setdefault(name, np.full(len(joined), np.nan))[rows] = values
+        joined.revisions |= batch.revisions
+        start = rows.stop
+    return joined
 
 
 def _token(name: str, reward: Reward) -> str | None:
