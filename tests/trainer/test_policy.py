@@ -17,7 +17,7 @@ from flow_trainer.prompts import Prompt
 from flow_trainer.ratio import check_ratio, measure_ratio
 from flow_trainer.rollout import generate, rollout
 from flow_trainer.trajectory import Trajectories
-from flow_trainer.update import learning_rate, trained_steps, update_policy
+from flow_trainer.update import learning_rate, reference_velocities, trained_steps, update_policy
 
 PROMPTS = [Prompt("red"), Prompt("blue")]
 CPU = torch.device("cpu")
@@ -43,8 +43,10 @@ def made_up_advantages(recipe: Recipe) -> Advantages:
 def update(policy: Policy, recipe: Recipe, samples: Trajectories, epoch: int = 0):
     optimizer = torch.optim.AdamW(policy.trainable().values())
     conditioning = policy.encode([prompt.text for prompt in PROMPTS])
+    v_ref = reference_velocities(policy, recipe, epoch, samples, conditioning)
+    advantages = made_up_advantages(recipe)
     return update_policy(
-        policy, optimizer, None, recipe, epoch, samples, conditioning, made_up_advantages(recipe)
+        policy, optimizer, None, recipe, epoch, samples, conditioning, advantages, v_ref
     )
 
 

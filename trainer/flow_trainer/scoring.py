@@ -22,7 +22,7 @@ from torch import Tensor
 from flow_trainer.config import Reward, Scoring
 from flow_trainer.errors import ConfigError, OutageError, ScoringError
 from flow_trainer.prompts import Prompt
-from reward_api import AsyncRewardClient, RewardSuite, ScoreBatch, SuiteBatch
+from reward_api import AsyncRewardClient, AsyncRewardSuite, ScoreBatch, SuiteScores
 
 
 @dataclass(slots=True)
@@ -76,7 +76,7 @@ class _Job:
     images: np.ndarray
     prompts: list[str]
     metadata: list[dict[str, Any]]
-    result: Future[SuiteBatch]
+    result: Future[SuiteScores]
 
 
 class Scorer:
@@ -87,17 +87,17 @@ class Scorer:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="scoring", daemon=True)
         self._thread.start()
-        clients = {
+        self._clients = {
             name: AsyncRewardClient(
                 reward.url,
                 token=_token(name, reward),
                 timeout_s=scoring.timeout_s,
                 encoding=scoring.encoding,
-                on_error="nan",
             )
             for name, reward in rewards.items()
         }
-        self._suite = RewardSuite(clients, weights={n: r.weight for n, r in rewards.items()})
+        weights = {name: reward.weight for name, reward in rewards.items()}
+        self._suite = AsyncRewardSuite(self._clients, weights, on_error="nan")
         self._jobs: list[_Job] = []
 
     def submit(self, rows: range, images: Tensor, prompts: Sequence[Prompt]) -> None:
@@ -145,14 +145,15 @@ class Scorer:
         return self._run(self._suite.metadata())
 
     def close(self) -> None:
-        self._run(self._suite.close())
+        for client in self._clients.values():
+            self._run(client.close())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
 
     def _spawn(
         self, images: np.ndarray, prompts: list[str], metadata: list[dict[str, Any]]
-    ) -> Future[SuiteBatch]:
+    ) -> Future[SuiteScores]:
         return asyncio.run_coroutine_threadsafe(
             self._suite.score(images, prompts, metadata), self._loop
         )

@@ -29,7 +29,7 @@ from flow_trainer.ratio import check_ratio, ratio_tolerance
 from flow_trainer.rollout import rollout
 from flow_trainer.runlog import RunLog, image_grid
 from flow_trainer.scoring import Scorer, Scores
-from flow_trainer.update import UpdateStats, update_policy
+from flow_trainer.update import UpdateStats, reference_velocities, update_policy
 
 
 @dataclass(slots=True)
@@ -140,6 +140,8 @@ def _epochs(run: Run) -> None:
             run.policy, recipe, epoch, prompts, indices, _submitter(run, prompts, images)
         )
         sampled = time.perf_counter()
+        conditioning = run.policy.encode([prompt.text for prompt in prompts])
+        v_ref = reference_velocities(run.policy, recipe, epoch, samples, conditioning)
         scores = run.scorer.collect(hold=lambda down: _hold(run, down))
         advantages = group_advantages(
             scores.values.reshape(len(prompts), -1),
@@ -149,10 +151,17 @@ def _epochs(run: Run) -> None:
             clip=recipe.advantage.clip,
         )
         # TRAINING: replay the stochastic steps with gradients
-        conditioning = run.policy.encode([prompt.text for prompt in prompts])
         trained = time.perf_counter()
         stats = update_policy(
-            run.policy, run.optimizer, run.ema, recipe, epoch, samples, conditioning, advantages
+            run.policy,
+            run.optimizer,
+            run.ema,
+            recipe,
+            epoch,
+            samples,
+            conditioning,
+            advantages,
+            v_ref,
         )
         ended = time.perf_counter()
         run.progress.epoch = epoch + 1
@@ -326,7 +335,7 @@ def _audit_rows(
 
 
 def _audit_reward(batch: Any, row: int) -> dict[str, Any]:
-    revision = batch.revisions[0] if len(batch.revisions) == 1 else sorted(batch.revisions)
+    revision = "+".join(sorted(batch.revisions))
     if not batch.valid[row]:
         return {"error": str(batch.errors[row]), "revision": revision}
     return {
