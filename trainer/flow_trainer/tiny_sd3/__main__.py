@@ -22,7 +22,9 @@ from flow_trainer.tiny_sd3.words import PROMPT, splits
 
 VAE_STEPS = 2000
 CLEAN = Phase("clean", [(600, 1.5e-3)] * 3, timestep_shift=0.5)
-NOISY = Phase("noisy", [(500, 1e-3)] * 2, timestep_shift=0.3, wrong_letter=0.25, wrong_word=0.15)
+NOISY = Phase(
+    "noisy", [(625, 1e-3)], 0.3, samples=20_000, wrong_letter=0.18, wrong_word=0.10
+)
 
 
 def main() -> int:
