@@ -40,21 +40,34 @@ _REASONS = {pb.Reason.Value(reason.value): reason for reason in Reason}
 
 
 def request_to_proto(request: ScoreRequest) -> pb.ScoreRequest:
-    message = pb.ScoreRequest(
+    return pb.ScoreRequest.FromString(serialize_request(request))
+
+
+def serialize_request(request: ScoreRequest) -> bytes:
+    """The request in protobuf's wire format.
+
+    The small fields are serialized by protobuf, the pixels are put between them by hand: they are
+    copied once, where building and serializing a message would copy them three times.
+    """
+    small = pb.ScoreRequest(
         model=request.model,
         request_id=request.request_id,
-        items=map(_item_to_proto, request.items),
         priority=request.priority,
         include_details=request.include_details,
     )
+    parts: list[bytes | memoryview] = [small.SerializeToString()]
+    for item in request.items:
+        parts += _field(pb.ScoreRequest.ITEMS_FIELD_NUMBER, _item_parts(item))
     packed = request.packed_images
     if packed is not None:
-        message.packed_images.data = bytes(packed.data)
-        message.packed_images.count = packed.count
-        message.packed_images.height = packed.height
-        message.packed_images.width = packed.width
-        message.packed_images.channels = packed.channels
-    return message
+        shape = pb.PackedImages(
+            count=packed.count, height=packed.height, width=packed.width, channels=packed.channels
+        )
+        data = _field(pb.PackedImages.DATA_FIELD_NUMBER, [packed.data])
+        parts += _field(
+            pb.ScoreRequest.PACKED_IMAGES_FIELD_NUMBER, [shape.SerializeToString(), *data]
+        )
+    return b"".join(parts)
 
 
 def request_from_proto(message: pb.ScoreRequest) -> ScoreRequest:
@@ -132,19 +145,31 @@ def metadata_from_proto(message: pb.RewardMetadata) -> RewardMetadata:
     )
 
 
-def _item_to_proto(item: Item) -> pb.Item:
-    message = pb.Item(id=item.id, prompt=item.prompt)
+def _item_parts(item: Item) -> list[bytes | memoryview]:
+    metadata = _to_struct(item.metadata) if item.metadata else None
+    small = pb.Item(id=item.id, prompt=item.prompt, metadata=metadata)
+    parts: list[bytes | memoryview] = [small.SerializeToString()]
     image = item.image
     if image is not None and image.is_raw:
-        message.image.raw.data = bytes(image.data)
-        message.image.raw.height = image.height or 0
-        message.image.raw.width = image.width or 0
-        message.image.raw.channels = image.channels
+        shape = pb.RawImage(height=image.height, width=image.width, channels=image.channels)
+        data = _field(pb.RawImage.DATA_FIELD_NUMBER, [image.data])
+        raw = _field(pb.Image.RAW_FIELD_NUMBER, [shape.SerializeToString(), *data])
+        parts += _field(pb.Item.IMAGE_FIELD_NUMBER, raw)
     elif image is not None:
-        message.image.encoded = bytes(image.data)
-    if item.metadata:
-        message.metadata.CopyFrom(_to_struct(item.metadata))
-    return message
+        encoded = _field(pb.Image.ENCODED_FIELD_NUMBER, [image.data])
+        parts += _field(pb.Item.IMAGE_FIELD_NUMBER, encoded)
+    return parts
+
+
+def _field(number: int, parts: list[bytes | memoryview]) -> list[bytes | memoryview]:
+    """A length-delimited field: its tag, the length as a varint, its content."""
+    length = sum(map(len, parts))
+    head = bytearray([number << 3 | 2])
+    while length > 0x7F:
+        head.append(length & 0x7F | 0x80)
+        length >>= 7
+    head.append(length)
+    return [bytes(head), *parts]
 
 
 def _item_from_proto(message: pb.Item) -> Item:

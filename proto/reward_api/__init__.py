@@ -1,0 +1,89 @@
+"""Rewards as a service: score images from any program. See proto/README.md.
+
+Names load on first use: `import reward_api` takes milliseconds and brings neither gRPC nor numpy.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from reward_api.batch import ScoreBatch
+    from reward_api.client import AsyncRewardClient
+    from reward_api.errors import (
+        AuthenticationFailed,
+        DeadlineExceeded,
+        InvalidRequest,
+        ItemFailure,
+        ItemsFailed,
+        Overloaded,
+        Reason,
+        RewardError,
+        ServerFault,
+        Unavailable,
+    )
+    from reward_api.flow_grpo import as_flow_grpo, as_flow_grpo_multi
+    from reward_api.images import EncodedImages, encode_images
+    from reward_api.messages import RewardMetadata
+    from reward_api.suite import AsyncRewardSuite, SuiteScores
+    from reward_api.sync import RewardClient, RewardSuite
+
+_MODULES = {
+    "AsyncRewardClient": "client",
+    "AsyncRewardSuite": "suite",
+    "AuthenticationFailed": "errors",
+    "DeadlineExceeded": "errors",
+    "EncodedImages": "images",
+    "InvalidRequest": "errors",
+    "ItemFailure": "errors",
+    "ItemsFailed": "errors",
+    "Overloaded": "errors",
+    "Reason": "errors",
+    "RewardClient": "sync",
+    "RewardError": "errors",
+    "RewardMetadata": "messages",
+    "RewardSuite": "sync",
+    "ScoreBatch": "batch",
+    "ServerFault": "errors",
+    "SuiteScores": "suite",
+    "Unavailable": "errors",
+    "as_flow_grpo": "flow_grpo",
+    "as_flow_grpo_multi": "flow_grpo",
+    "encode_images": "images",
+}
+
+__all__ = [
+    "AsyncRewardClient",
+    "AsyncRewardSuite",
+    "AuthenticationFailed",
+    "DeadlineExceeded",
+    "EncodedImages",
+    "InvalidRequest",
+    "ItemFailure",
+    "ItemsFailed",
+    "Overloaded",
+    "Reason",
+    "RewardClient",
+    "RewardError",
+    "RewardMetadata",
+    "RewardSuite",
+    "ScoreBatch",
+    "ServerFault",
+    "SuiteScores",
+    "Unavailable",
+    "as_flow_grpo",
+    "as_flow_grpo_multi",
+    "encode_images",
+]
+
+
+def __getattr__(name: str) -> Any:
+    module = _MODULES.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{module}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
