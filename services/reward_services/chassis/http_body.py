@@ -76,11 +76,11 @@ class _Body:
             grown = np.empty(min(self._limit, max(2 * end, _FIRST_BYTES)), np.uint8)
             grown[: self._size] = self._buffer[: self._size]
             self._buffer = grown
-        memoryview(self._buffer)[self._size : end] = chunk
+        self._buffer.data[self._size : end] = chunk
         self._size = end
 
     def view(self) -> memoryview:
-        return memoryview(self._buffer)[: self._size].toreadonly()
+        return self._buffer.data[: self._size].toreadonly()
 
 
 @contextlib.asynccontextmanager

@@ -31,7 +31,8 @@ class DirectBodyProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         # The handler starts in the loop's next turn, so it finds the sink.
-        self._sink = self.scope[_SCOPE_KEY] = BodySink()
+        scope: MutableMapping[str, Any] = self.scope  # pyright: ignore[reportAssignmentType]
+        self._sink = scope[_SCOPE_KEY] = BodySink()
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
