@@ -16,7 +16,9 @@ from processes import ROOT, environment
 DOCUMENTS = sorted(
     path
     for path in ROOT.rglob("*.md")
-    if not any(part.startswith(".") or part in ("runs", "golden") for part in path.relative_to(ROOT).parts)
+    if not any(
+        part.startswith(".") or part in ("runs", "golden") for part in path.relative_to(ROOT).parts
+    )
 )
 # Blocks marked `sh` are run; `console` marks what is only shown (long, or needs Docker or a GPU).
 BLOCK = re.compile(r"^```sh\n(.*?)^```", re.MULTILINE | re.DOTALL)

@@ -22,9 +22,7 @@ from flow_trainer.tiny_sd3.words import PROMPT, splits
 
 VAE_STEPS = 2000
 CLEAN = Phase("clean", [(600, 1.5e-3)] * 3, timestep_shift=0.5)
-NOISY = Phase(
-    "noisy", [(625, 1e-3)], 0.3, samples=20_000, wrong_letter=0.18, wrong_word=0.10
-)
+NOISY = Phase("noisy", [(625, 1e-3)], 0.3, samples=20_000, wrong_letter=0.18, wrong_word=0.10)
 
 
 def main() -> int:
