@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from reward_api.batch import OnError, ScoreBatch, check_on_error
 from reward_api.errors import (
@@ -36,6 +36,14 @@ _MIN_SPREAD = 4
 
 
 logger = logging.getLogger(__name__)
+
+
+class ImageFormat(NamedTuple):
+    """How a client sends raw pictures."""
+
+    encoding: Encoding
+    quality: int
+    subsampling: Subsampling
 
 
 @dataclass
@@ -98,7 +106,7 @@ class AsyncRewardClient:
                               ``subsampling``: see `images.encode_images`.
 
     It may be shared by event loops and survives a fork: connections belong to the loop and the
-    process that use them. (A process that has used gRPC should not fork: gRPC's own limit.)
+    process that use them. (Over gRPC a forked child gets a RuntimeError: gRPC's own limit.)
     """
 
     def __init__(
@@ -135,8 +143,7 @@ class AsyncRewardClient:
         self._chunk_items = chunk_items
         self._max_calls = max_calls
         self._on_error: OnError = on_error
-        self._encoding: Encoding = encoding
-        self._jpeg: dict[str, Any] = {"quality": quality, "subsampling": subsampling}
+        self.image_format = ImageFormat(encoding, quality, subsampling)
         self._sessions: list[_Session] = []
         self._inherited: list[_Session] = []
 
@@ -163,7 +170,7 @@ class AsyncRewardClient:
         started = time.monotonic()
         on_error = self._on_error if on_error is None else on_error
         check_on_error(on_error)
-        encoded = await self._encode(images)
+        encoded = await self.encode(images)
         items = make_items(len(encoded), prompts, metadata, ids)
         session = await self._session()
         job = _Job(
@@ -180,6 +187,14 @@ class AsyncRewardClient:
         await gather(self._score_chunk(session, job, c) for c in self._chunks(session, encoded))
         job.batch.wall_s = time.monotonic() - started
         return job.batch.settle(on_error)
+
+    async def encode(self, images: Any) -> EncodedImages:
+        """The images as this client sends them; `score` takes the result. Raises InvalidRequest."""
+        # Rounded in the caller's thread: a tensor's device stream belongs to it.
+        encoded = images if isinstance(images, EncodedImages) else encode_images(images)
+        if self.image_format.encoding == "raw":
+            return encoded
+        return await asyncio.to_thread(compress, encoded, **self.image_format._asdict())
 
     async def metadata(self, *, timeout_s: float = 10.0) -> RewardMetadata:
         """What the reward measures, its ranges, revision and limits. Raises RewardError."""
@@ -236,13 +251,6 @@ class AsyncRewardClient:
         for old in stale:
             await old.pool.close()
         return session
-
-    async def _encode(self, images: Any) -> EncodedImages:
-        # In the caller's thread: a tensor's stream belongs to it.
-        encoded = images if isinstance(images, EncodedImages) else encode_images(images)
-        if self._encoding == "raw":
-            return encoded
-        return await asyncio.to_thread(compress, encoded, encoding=self._encoding, **self._jpeg)
 
     def _chunks(self, session: _Session, images: EncodedImages) -> list[list[int]]:
         """Indices of each call: in order, of at most `chunk_bytes`, spread over the replicas."""
@@ -330,6 +338,9 @@ def _is_callers_fault(error: RewardError) -> bool:
 
 async def gather(awaitables: Iterable[Awaitable[None]]) -> None:
     """Runs all at once; the first failure cancels the others and is raised when they have ended."""
+    awaitables = list(awaitables)
+    if len(awaitables) == 1:
+        return await awaitables[0]
     tasks = [asyncio.ensure_future(awaitable) for awaitable in awaitables]
     try:
         await asyncio.gather(*tasks)

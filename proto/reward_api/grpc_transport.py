@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import grpc
@@ -33,11 +34,25 @@ _OPTIONS = (
 _HEALTH_CHECK = "/grpc.health.v1.Health/Check"
 _SERVING = b"\x08\x01"
 
+_pid_of_first_use: int | None = None
+
+
+def _refuse_forked_process() -> None:
+    """Calls would hang until their deadline: gRPC's threads do not exist in a forked child."""
+    global _pid_of_first_use
+    if _pid_of_first_use not in (None, os.getpid()):
+        raise RuntimeError(
+            "gRPC does not work in a process forked from one that has used it: use http:// URLs, "
+            'or start processes with the method "spawn"'
+        )
+    _pid_of_first_use = os.getpid()
+
 
 class GrpcTransport:
     """One channel; it belongs to the event loop that first uses it."""
 
     def __init__(self, target: Target, credentials: Credentials) -> None:
+        _refuse_forked_process()
         self._target = target
         self._metadata = tuple(credentials.headers.items())
         options = [*_OPTIONS, ("grpc.default_authority", target.authority)]

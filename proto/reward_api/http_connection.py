@@ -17,6 +17,8 @@ import h11
 
 _RECEIVE_BYTES = 64 * 1024
 _SEND_BYTES = 1024 * 1024
+_JOIN_BYTES = 16 * 1024
+"""Smaller pieces travel together."""
 
 
 class Stream(Protocol):
@@ -66,31 +68,40 @@ class Connection:
         """Sends a request and reads its answer, which may come before all of the body is sent
         (a server that refuses it). `headers` must state the content-length of `parts`."""
         request = h11.Request(method=method, target=target, headers=list(headers.items()))
-        sending = asyncio.ensure_future(self._send(request, parts))
-        receiving = asyncio.ensure_future(self._receive())
+        if sum(map(len, parts)) <= _SEND_BYTES:
+            # It fits into the socket's buffers: no answer can overtake it.
+            await self._send(request, parts)
+            response = await self._receive()
+        else:
+            response = await self._receive_while_sending(request, parts)
+        if self._h11.our_state is h11.DONE and self._h11.their_state is h11.DONE:
+            self._h11.start_next_cycle()
+        return response
+
+    async def _receive_while_sending(
+        self, request: h11.Request, parts: Sequence[bytes | memoryview]
+    ) -> Response:
+        sending = asyncio.create_task(self._send(request, parts))
         try:
-            await asyncio.wait((sending, receiving), return_when=asyncio.FIRST_COMPLETED)
-            if sending.done() and not isinstance(sending.exception(), OSError):
-                await sending
-            # After a broken sending there may still be an answer that explains it.
-            response = await receiving
-            if self._h11.our_state is h11.DONE and self._h11.their_state is h11.DONE:
-                await sending
-                self._h11.start_next_cycle()
-            return response
+            # A broken connection ends both; what the server had said before explains it.
+            return await self._receive()
         finally:
-            for task in (sending, receiving):
-                task.cancel()
-            await asyncio.gather(sending, receiving, return_exceptions=True)
+            sending.cancel()
+            await asyncio.gather(sending, return_exceptions=True)
 
     async def _send(self, request: h11.Request, parts: Sequence[bytes | memoryview]) -> None:
-        head = self._h11.send(request)
-        assert head is not None
-        await self._stream.send(head)
+        small = [self._h11.send(request) or b""]
         for part in parts:
             event = h11.Data(data=part)  # pyright: ignore[reportArgumentType]
             for data in self._h11.send_with_data_passthrough(event) or ():
+                if len(data) <= _JOIN_BYTES:
+                    small.append(data)
+                    continue
+                await self._stream.send(b"".join(small))
                 await self._stream.send(data)
+                small = []
+        if small:
+            await self._stream.send(b"".join(small))
         self._h11.send(h11.EndOfMessage())
 
     async def _receive(self) -> Response:

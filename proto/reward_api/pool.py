@@ -14,12 +14,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import math
 import random
 import socket
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -56,6 +57,18 @@ class Endpoint:
     """The end of the pause that the replica asked for."""
     breaker: Breaker = field(default_factory=Breaker)
     last_error: RewardError | None = None
+
+    @contextlib.contextmanager
+    def busy(self, num_items: int) -> Iterator[None]:
+        """While an attempt is under way."""
+        self.outstanding += num_items
+        is_probe = self.breaker.start()
+        try:
+            yield
+        finally:
+            self.outstanding -= num_items
+            if is_probe:
+                self.breaker.end_probe()
 
     def free_at(self, now: float) -> float:
         return max(self.not_before, self.breaker.free_at(now))
@@ -174,14 +187,16 @@ class Pool:
     async def _attempt_hedged(
         self, endpoint: Endpoint, request: ScoreRequest, deadline: float
     ) -> ScoreResponse:
+        delay_s = self._latencies.hedge_delay_s() if len(self._endpoints()) > 1 else None
+        if delay_s is None:
+            with endpoint.busy(len(request.items)):
+                return await self._attempt(endpoint, request, deadline)
         running = [self._start(endpoint, request, deadline)]
         try:
-            delay_s = self._latencies.hedge_delay_s() if len(self._endpoints()) > 1 else None
-            if delay_s is not None:
-                done, _ = await asyncio.wait(running, timeout=delay_s)
-                others = [e for e in self._free(_now()) if e is not endpoint]
-                if not done and others and self._hedges.take(_now()) == 0:
-                    running.append(self._start(_least_busy(others), request, deadline))
+            done, _ = await asyncio.wait(running, timeout=delay_s)
+            others = [e for e in self._free(_now()) if e is not endpoint]
+            if not done and others and self._hedges.take(_now()) == 0:
+                running.append(self._start(_least_busy(others), request, deadline))
             response = await _first_success(running)
             if not running[0].done():
                 endpoint.breaker.failure(_now())
@@ -194,18 +209,11 @@ class Pool:
     def _start(
         self, endpoint: Endpoint, request: ScoreRequest, deadline: float
     ) -> asyncio.Task[ScoreResponse]:
-        """An attempt that counts as the endpoint's work from now until it ends, however it ends."""
-        num_items = len(request.items)
-        endpoint.outstanding += num_items
-        endpoint.breaker.start()
-
-        def finish(task: asyncio.Task[ScoreResponse]) -> None:
-            endpoint.outstanding -= num_items
-            if task.cancelled():
-                endpoint.breaker.abandon()
-
+        """An attempt that counts as the endpoint's work from now on, before the task runs."""
+        busy = contextlib.ExitStack()
+        busy.enter_context(endpoint.busy(len(request.items)))
         task = asyncio.create_task(self._attempt(endpoint, request, deadline))
-        task.add_done_callback(finish)
+        task.add_done_callback(lambda _: busy.close())
         return task
 
     async def _attempt(

@@ -61,26 +61,25 @@ class Breaker:
             return max(self._open_until, now + 0.05)
         return self._open_until
 
-    def start(self) -> None:
-        """A call begins. It must end in success(), failure() or abandon()."""
-        self._is_probing = self.is_open
+    def start(self) -> bool:
+        """A call begins. True: it is the probe, and `end_probe` must follow."""
+        if self.is_open:
+            self._is_probing = True
+        return self.is_open
+
+    def end_probe(self) -> None:
+        self._is_probing = False
 
     def success(self) -> None:
         self.failures = 0
         self._open_s = self._open_until = 0.0
-        self._is_probing = False
 
     def failure(self, now: float) -> None:
         self.failures += 1
-        self._is_probing = False
         # Calls that were under way when it opened tell nothing new.
         if self.failures >= _BREAK_AFTER and now >= self._open_until:
             self._open_s = min(max(_BREAK_S, 2 * self._open_s), _MAX_BREAK_S)
             self._open_until = now + self._open_s
-
-    def abandon(self) -> None:
-        """The caller went away: nothing was learnt."""
-        self._is_probing = False
 
 
 class Latencies:
@@ -102,4 +101,4 @@ class Latencies:
 
 def backoff_s(attempt: int) -> float:
     """Full jitter: uniform between zero and 0.1 s x 2**attempt, at most 5 s."""
-    return random.uniform(0.0, min(_BACKOFF_S * 2**attempt, _MAX_BACKOFF_S))
+    return random.uniform(0.0, min(_BACKOFF_S * 2 ** min(attempt, 16), _MAX_BACKOFF_S))

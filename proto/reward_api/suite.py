@@ -81,12 +81,14 @@ class AsyncRewardSuite:
         (InvalidRequest, AuthenticationFailed) are raised.
         """
         on_error = options.pop("on_error", self._on_error)
-        encoded = images if isinstance(images, EncodedImages) else encode_images(images)
+        rounded = images if isinstance(images, EncodedImages) else encode_images(images)
+        forms = {client.image_format: client for client in self._clients.values()}
+        sent = {form: await client.encode(rounded) for form, client in forms.items()}
         batches: dict[str, ScoreBatch] = {}
 
         async def ask(name: str, client: AsyncRewardClient) -> None:
             batches[name] = await client.score(
-                encoded, prompts, metadata, on_error="nan", **options
+                sent[client.image_format], prompts, metadata, on_error="nan", **options
             )
 
         await gather(ask(name, client) for name, client in self._clients.items())

@@ -1,0 +1,137 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image as pillow
+
+from reward_api import cli
+from reward_api.errors import ItemFailure, Reason
+from reward_api.messages import ItemScore
+from reward_api.testing import FakeReward
+
+
+def score(image, prompt, metadata):
+    if prompt == "fail":
+        raise ItemFailure(Reason.PROMPT_TARGET, "scripted")
+    return ItemScore(
+        value=image.mean() / 255, scores={"red": 1.0}, details={"tag": metadata.get("tag")}
+    )
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, grey in (("black.png", 0), ("white.png", 255)):
+        pillow.fromarray(np.full((4, 4, 3), grey, np.uint8)).save(name)
+    return ["black.png", "white.png"]
+
+
+@pytest.fixture
+def ocr(serve):
+    return serve(FakeReward(score, name="ocr"))
+
+
+def test_a_table(ocr, serve, files, capsys):
+    other = serve(FakeReward(lambda *_: -12.5, name="other"))
+    rewards = ["--reward", ocr.urls["http"], "--reward", f"mine={other.urls['grpc']}"]
+    assert cli.main([*rewards, *files, "--prompt", "a prompt"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "image         ocr      mine",
+        "black.png  0.0000  -12.5000",
+        "white.png  1.0000  -12.5000",
+    ]
+    assert [item.prompt for item in ocr.reward.requests[0].items] == ["a prompt"] * 2
+
+
+def test_a_failed_item(ocr, files, capsys):
+    arguments = ["--reward", ocr.urls["http"], *files, "--prompt", "fail", "--prompt", "x"]
+    assert cli.main(arguments) == 1
+    captured = capsys.readouterr()
+    assert captured.out.splitlines() == [
+        "image         ocr",
+        "black.png       -",
+        "white.png  1.0000",
+    ]
+    assert captured.err == "black.png: ocr: PROMPT_TARGET: scripted\n"
+
+
+def test_json(ocr, files, capsys):
+    arguments = ["--reward", ocr.urls["grpc"], *files, "--prompt", "x", "--prompt", "fail"]
+    assert cli.main([*arguments, "--json", "--details", "--metadata", '{"tag": "t"}']) == 1
+    value = {"value": 0.0, "scores": {"red": 1.0}, "details": {"tag": "t"}}
+    error = {"error": {"reason": "PROMPT_TARGET", "message": "scripted"}}
+    assert json.loads(capsys.readouterr().out) == [
+        {"image": "black.png", "rewards": {"ocr": value}},
+        {"image": "white.png", "rewards": {"ocr": error}},
+    ]
+
+
+def test_details(ocr, files, capsys):
+    metadata = json.dumps([{"tag": "é"}, None])
+    arguments = ["--reward", ocr.urls["http"], *files, "--details", "--metadata", metadata]
+    assert cli.main(arguments) == 0
+    assert capsys.readouterr().out.splitlines()[3:] == [
+        'black.png: ocr: {"red": 1.0, "tag": "é"}',
+        'white.png: ocr: {"red": 1.0, "tag": null}',
+    ]
+
+
+def test_wait(service, capsys):
+    assert cli.main(["--reward", service.urls["http"], "--wait"]) == 0
+    service.reward.is_ready = False
+    assert cli.main(["--reward", service.urls["grpc"], "--wait", "--timeout", "0.2"]) == 1
+    assert "not ready" in capsys.readouterr().err
+
+
+def test_nothing_answers(files, capsys):
+    assert cli.main(["--reward", "http://127.0.0.1:1", *files]) == 1
+    assert "is the service up?" in capsys.readouterr().err
+
+
+def test_token(serve, files, capsys, monkeypatch):
+    service = serve(token="secret")
+    arguments = ["--reward", service.urls["http"], *files]
+    assert cli.main(arguments) == 1
+    assert "AUTH" in capsys.readouterr().err
+    assert cli.main([*arguments, "--token", "secret"]) == 0
+    monkeypatch.setenv("REWARD_TOKEN", "secret")
+    assert cli.main(arguments) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--reward"),
+        (["--reward", "http://a"], "give images to score, or --wait"),
+        (["--reward", "http://a", "missing.png"], "missing.png: No such file"),
+        (["--reward", "a:8101", "black.png"], "expected http://host:port"),
+        (["--reward", "http://a", "black.png", "--metadata", "{"], "not JSON"),
+        (
+            ["--reward", "http://a", "black.png", "--prompt", "1", "--prompt", "2"],
+            "2 prompts for 1",
+        ),
+        (["--reward", "x=http://a", "--reward", "x=http://b", "black.png"], "same name"),
+    ],
+)
+def test_wrong_usage(files, arguments, message, capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(arguments)
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys; sys.argv = ['reward-score', '--help']\n"
+        "from reward_api.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: assert not {'numpy', 'grpc', 'pydantic'} & set(sys.modules)\n"
+    )
+    proto = Path(cli.__file__).parents[1]
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=proto, capture_output=True, text=True, check=True
+    )
+    assert "exit status" in result.stdout
