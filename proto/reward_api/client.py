@@ -26,14 +26,13 @@ from reward_api.errors import (
 )
 from reward_api.images import EncodedImages, Encoding, Subsampling, compress, encode_images
 from reward_api.items import make_items
-from reward_api.messages import Item, PackedImages, RewardMetadata, ScoreRequest, ScoreResponse
+from reward_api.messages import Item, RewardMetadata, ScoreRequest, ScoreResponse
 from reward_api.pool import Pool
 from reward_api.transports import Credentials, Transport, parse_url
 
 _MAX_READY_PAUSE_S = 1.0
 # A call of fewer items is not worth its overhead when spreading a batch over replicas.
 _MIN_SPREAD = 4
-
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +45,7 @@ class ImageFormat(NamedTuple):
     subsampling: Subsampling
 
 
-@dataclass
+@dataclass(eq=False)
 class _Session:
     """What belongs to one process and one event loop."""
 
@@ -70,14 +69,11 @@ class _Job:
     on_error: OnError
 
     def request(self, indices: Sequence[int], model: str) -> ScoreRequest:
-        items = [self.items[i] for i in indices]
-        chosen = self.images.select(indices)
-        packed = chosen if isinstance(chosen, PackedImages) else None
-        if not isinstance(chosen, PackedImages):
-            items = [
-                item.model_copy(update={"image": image})
-                for item, image in zip(items, chosen, strict=True)
-            ]
+        packed, images = self.images.select(indices)
+        items = [
+            self.items[i].model_copy(update={"image": image})
+            for i, image in zip(indices, images, strict=True)
+        ]
         return ScoreRequest(
             model=model,
             request_id=f"{self.request_id}-{indices[0]}",

@@ -8,6 +8,7 @@ rather than asyncio transports, so that nothing is tied to an event loop while a
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import ssl
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,8 @@ _RECEIVE_BYTES = 64 * 1024
 _SEND_BYTES = 1024 * 1024
 _JOIN_BYTES = 16 * 1024
 """Smaller pieces travel together."""
+_SMALL_BYTES = 64 * 1024
+"""Sent before the answer is awaited: it fits into the sockets' buffers."""
 
 
 class Stream(Protocol):
@@ -68,9 +71,10 @@ class Connection:
         """Sends a request and reads its answer, which may come before all of the body is sent
         (a server that refuses it). `headers` must state the content-length of `parts`."""
         request = h11.Request(method=method, target=target, headers=list(headers.items()))
-        if sum(map(len, parts)) <= _SEND_BYTES:
-            # It fits into the socket's buffers: no answer can overtake it.
-            await self._send(request, parts)
+        if sum(map(len, parts)) <= _SMALL_BYTES:
+            # A connection that breaks now may have brought an answer that explains it.
+            with contextlib.suppress(OSError):
+                await self._send(request, parts)
             response = await self._receive()
         else:
             response = await self._receive_while_sending(request, parts)
@@ -83,7 +87,6 @@ class Connection:
     ) -> Response:
         sending = asyncio.create_task(self._send(request, parts))
         try:
-            # A broken connection ends both; what the server had said before explains it.
             return await self._receive()
         finally:
             sending.cancel()

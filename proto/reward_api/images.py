@@ -9,7 +9,7 @@ the picture a person sees; 16-bit samples keep their high byte; colour profiles 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -41,7 +41,7 @@ class EncodedImages:
     failures: dict[int, ItemFailure] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        return len(self.images) if self.pixels is None else len(self.pixels)  # pyright: ignore[reportArgumentType]
+        return len(self.images or ()) if self.pixels is None else len(self.pixels)
 
     def num_bytes(self, index: int) -> int:
         if self.pixels is not None:
@@ -49,18 +49,20 @@ class EncodedImages:
         image = self.images[index] if self.images else None
         return len(image.data) if image else 0
 
-    def select(self, indices: Sequence[int]) -> PackedImages | list[Image]:
-        """The pictures of one call. Without a copy when they are packed and neighbours."""
-        if self.images is not None:
-            return [image for i in indices if (image := self.images[i]) is not None]
-        assert self.pixels is not None
+    def select(self, indices: Sequence[int]) -> tuple[PackedImages | None, Sequence[Image | None]]:
+        """The pictures of one call: in one tensor, without a copy when they are neighbours, or
+        (None, one by one)."""
+        if self.pixels is None:
+            assert self.images is not None
+            return None, [self.images[i] for i in indices]
         first, last = indices[0], indices[-1]
         run = last - first + 1 == len(indices)
         chosen = self.pixels[first : last + 1] if run else self.pixels[list(indices)]
         count, height, width, channels = chosen.shape
-        return PackedImages(
+        packed = PackedImages(
             data=_flat(chosen), count=count, height=height, width=width, channels=channels
         )
+        return packed, [None] * count
 
 
 def encode_images(
@@ -249,6 +251,8 @@ def _to_batch(images: Any) -> EncodedImages:
             raise bad_batch(f"an array of shape {tuple(images.shape)}; expected 4 dimensions")
         pixels, failures = to_uint8(images)
         return EncodedImages(pixels=pixels, failures=failures)
+    if not isinstance(images, Iterable):
+        raise bad_batch(f"a {type(images).__name__}")
     entries: list[Image | None] = []
     failures = {}
     for i, entry in enumerate(images):

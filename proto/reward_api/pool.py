@@ -17,11 +17,11 @@ import asyncio
 import contextlib
 import itertools
 import logging
-import math
 import random
 import socket
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from typing import TypeVar
 
 from reward_api.errors import (
@@ -226,9 +226,10 @@ class Pool:
                 response = await endpoint.transport.score(request, timeout_s=timeout_s)
             _verify(request, response, endpoint.name)
         except TimeoutError:
-            error = _too_late(endpoint, timeout_s)
-            _note_failure(endpoint, error)
-            raise error from None
+            # A caller in a hurry proves nothing against the replica.
+            if timeout_s >= min(self._attempt_timeout_s, self._latencies.hedge_delay_s() or inf):
+                endpoint.breaker.failure(_now())
+            raise _too_late(endpoint, timeout_s) from None
         except RewardError as error:
             _note_failure(endpoint, error)
             raise
@@ -247,7 +248,7 @@ class Pool:
         if error.retry_after_s is not None:
             failed.clear()
             return
-        if attempt == 0:
+        if attempt == 0 and _now() < deadline:
             logger.warning("%s; trying again", error)
         while (wait_s := self._retries.take(_now())) > 0:
             await self._sleep(wait_s, deadline, error)
@@ -295,19 +296,19 @@ def _too_late(endpoint: Endpoint, timeout_s: float) -> DeadlineExceeded:
 
 def _note_failure(endpoint: Endpoint, error: RewardError) -> None:
     endpoint.last_error = error
-    if isinstance(error, (Unavailable, DeadlineExceeded, ServerFault)):
+    if isinstance(error, (Unavailable, ServerFault)):
         endpoint.breaker.failure(_now())
-    else:
+    elif not isinstance(error, DeadlineExceeded):
         endpoint.breaker.success()  # it answers
     hint_s = error.retry_after_s
-    if hint_s is not None and math.isfinite(hint_s):
+    if hint_s is not None and hint_s < inf:
         # Later than asked, each call by another span, so that they do not come back as one.
         pause_s = max(hint_s, _MIN_HINT_S) * random.uniform(1.0, 1.25)
         endpoint.not_before = max(endpoint.not_before, _now() + pause_s)
 
 
 def _may_retry(error: RewardError, attempt: int) -> bool:
-    if error.retry_after_s == math.inf or (isinstance(error, ServerFault) and attempt > 0):
+    if error.retry_after_s == inf or (isinstance(error, ServerFault) and attempt > 0):
         return False
     return error.retryable
 

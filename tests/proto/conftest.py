@@ -22,7 +22,7 @@ import uvicorn
 from fastapi import FastAPI, Request, Response
 
 from reward_api import convert
-from reward_api.errors import RewardError, error_for
+from reward_api.errors import Reason, RewardError, error_for
 from reward_api.framing import LENGTH_HEADER, decode_json, decode_request
 from reward_api.messages import Problem
 from reward_api.testing import FakeReward
@@ -96,7 +96,7 @@ class Service:
     def check(self, headers):
         self.headers.append(dict(headers))
         if self.token and headers.get("authorization") != f"Bearer {self.token}":
-            raise error_for("AUTH", "wrong token")
+            raise error_for(Reason.AUTH, "wrong token")
 
     def app(self):
         app = FastAPI()

@@ -5,15 +5,36 @@ import pytest
 
 from reward_api import convert
 from reward_api.errors import InvalidRequest, Reason
-from reward_api.messages import Item, ItemResult, ItemScore, ScoreRequest, ScoreResponse
+from reward_api.messages import (
+    Image,
+    Item,
+    ItemError,
+    ItemResult,
+    ItemScore,
+    ScoreRequest,
+    ScoreResponse,
+)
 from reward_api.v1 import reward_pb2 as pb
 
 
-def through_proto(details: dict) -> dict | None:
+def through_proto(details: dict) -> dict:
     response = ScoreResponse(results=[ItemResult(score=ItemScore(value=0, details=details))])
     score = convert.response_from_proto(convert.response_to_proto(response)).results[0].score
     assert score is not None
+    assert score.details is not None
     return score.details
+
+
+def error_of(response: ScoreResponse) -> ItemError:
+    error = response.results[0].error
+    assert error is not None
+    return error
+
+
+def image_of(message: pb.ScoreRequest) -> Image:
+    image = convert.request_from_proto(message).items[0].image
+    assert image is not None
+    return image
 
 
 def test_integers_stay_integers_up_to_2_53():
@@ -40,11 +61,11 @@ def test_tuples_are_lists_and_other_types_are_refused():
 def test_unknown_reasons_of_newer_services_become_internal():
     message = pb.ScoreResponse(results=[pb.ItemResult(error=pb.ItemError(message="new"))])
     message.results[0].error.reason = 999  # pyright: ignore[reportAttributeAccessIssue]
-    error = convert.response_from_proto(message).results[0].error
+    error = error_of(convert.response_from_proto(message))
     assert (error.reason, error.message) == (Reason.INTERNAL, "new")
     newer = {"reason": "NEW", "code": 3, "message": "new", "retryable": False, "hint": 1}
     text = json.dumps({"results": [{"error": newer}]})
-    assert ScoreResponse.model_validate_json(text).results[0].error.reason is Reason.INTERNAL
+    assert error_of(ScoreResponse.model_validate_json(text)).reason is Reason.INTERNAL
 
 
 def test_a_raw_image_without_a_height_is_refused():
@@ -58,7 +79,7 @@ def test_a_raw_image_without_a_height_is_refused():
 def test_absent_channels_mean_rgb():
     raw = pb.RawImage(data=b"abc", height=1, width=1)
     message = pb.ScoreRequest(items=[pb.Item(image=pb.Image(raw=raw))])
-    assert convert.request_from_proto(message).items[0].image.channels == 3
+    assert image_of(message).channels == 3
 
 
 def test_reasons_of_both_contracts_agree():

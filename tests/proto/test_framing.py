@@ -8,6 +8,12 @@ from reward_api.framing import LENGTH_HEADER, decode_json, decode_request, encod
 from reward_api.messages import Image, Item, PackedImages, ScoreRequest
 
 
+def image_of(request: ScoreRequest, index: int = 0) -> Image:
+    image = request.items[index].image
+    assert image is not None
+    return image
+
+
 def joined(request: ScoreRequest) -> tuple[bytes, int]:
     headers, parts = encode_request(request)
     body = b"".join(parts)
@@ -19,9 +25,10 @@ def test_neither_side_copies_pixels():
     pixels = bytearray(range(12))
     request = ScoreRequest(items=[Item(image=Image(data=memoryview(pixels), height=2, width=2))])
     _, parts = encode_request(request)
+    assert isinstance(parts[1], memoryview)
     assert parts[1].obj is pixels
     body = b"".join(parts)
-    image = decode_request(body, len(parts[0])).items[0].image
+    image = image_of(decode_request(body, len(parts[0])))
     assert image.data.obj is body
     assert image.data == pixels
 
@@ -45,7 +52,7 @@ def test_an_image_may_stay_inline():
         }
     ).encode()
     request = decode_request(header + b"ab", len(header))
-    assert [bytes(item.image.data) for item in request.items] == [b"inline", b"ab"]
+    assert [bytes(image_of(request, i).data) for i in range(2)] == [b"inline", b"ab"]
 
 
 @pytest.mark.parametrize(
