@@ -1,5 +1,7 @@
 """Rollout, replay and update on real diffusers classes with random weights."""
 
+# diffusers annotates its arguments and results more narrowly than what it takes and gives
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
 from __future__ import annotations
 
 from pathlib import Path

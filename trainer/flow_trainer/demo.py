@@ -63,7 +63,12 @@ def ocr_service(log: Path) -> Iterator[str]:
         # Recognition only: a tiny sign is one line of text, and detection would cost ten times more.
         command += ["--grpc-port", "0", "--port-file", str(ports), "--no-detect"]
         process = subprocess.Popen(
-            command, stdout=output, stderr=output, env={**os.environ, **PROCESS_ENV}
+            command,
+            stdout=output,
+            stderr=output,
+            env={**os.environ, **PROCESS_ENV},
+            # a session of its own: Ctrl-C is for the trainer, which may need the service to save
+            start_new_session=True,
         )
         try:
             yield _wait_ready(process, ports, log)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -18,6 +17,7 @@ import numpy as np
 import torch
 
 from flow_trainer.advantages import Advantages, group_advantages
+from flow_trainer.audit import audit_rows
 from flow_trainer.checkpoint import Checkpoints, Progress
 from flow_trainer.config import Recipe, save_resolved
 from flow_trainer.ema import Ema
@@ -174,8 +174,9 @@ def _epochs(run: Run) -> None:
             "update_s": ended - trained,
             "epoch_s": ended - started,
         }
-        _log_epoch(run, epoch, prompts, images, scores, advantages, stats, timing)
-        _after_epoch(run, epoch + 1, torch.cat(images).numpy(), scores)
+        pixels = torch.cat(images).numpy()
+        _log_epoch(run, epoch, prompts, pixels, scores, advantages, stats, timing)
+        _after_epoch(run, epoch + 1, pixels, scores)
 
 
 def _after_epoch(run: Run, epoch: int, images: np.ndarray, scores: Scores) -> None:
@@ -213,12 +214,19 @@ def _submitter(run: Run, prompts: list[Prompt], images: list[torch.Tensor]):
     return on_images
 
 
-def _hold(run: Run, down: list[str]) -> None:
+def _hold(run: Run, down: list[str]) -> Callable[[], None]:
+    """Saves the run during an outage; the result raises Interrupted once a signal asks to leave."""
     run.save()
     run.log.say(
         f"no scores from {', '.join(down)}: the epoch is held and the run saved; waiting up to "
         f"{run.recipe.scoring.outage_wait_s:.0f} s for the service"
     )
+
+    def still_wanted() -> None:
+        if run.stopping:
+            raise Interrupted(f"stopped in epoch {run.progress.epoch + 1}; saved before it")
+
+    return still_wanted
 
 
 def _validate(run: Run, epoch: int) -> None:
@@ -279,7 +287,7 @@ def _log_epoch(
     run: Run,
     epoch: int,
     prompts: list[Prompt],
-    images: list[torch.Tensor],
+    images: np.ndarray,
     scores: Scores,
     advantages: Advantages,
     stats: UpdateStats,
@@ -310,39 +318,7 @@ def _log_epoch(
             **timing,
         },
     )
-    run.log.audit(_audit_rows(epoch + 1, prompts, images, scores, advantages))
-
-
-def _audit_rows(
-    epoch: int,
-    prompts: list[Prompt],
-    images: list[torch.Tensor],
-    scores: Scores,
-    advantages: Advantages,
-) -> Iterator[dict[str, Any]]:
-    group = len(scores.values) // len(prompts)
-    values = advantages.values.flatten().tolist()
-    for row, image in enumerate(torch.cat(images).numpy()):
-        yield {
-            "epoch": epoch,
-            "prompt": prompts[row // group].text,
-            "member": row % group,
-            "score": float(scores.values[row]) if scores.valid[row] else None,
-            "rewards": {name: _audit_reward(batch, row) for name, batch in scores.rewards.items()},
-            "advantage": values[row],
-            "image_sha256": hashlib.sha256(image.tobytes()).hexdigest(),
-        }
-
-
-def _audit_reward(batch: Any, row: int) -> dict[str, Any]:
-    revision = "+".join(sorted(batch.revisions))
-    if not batch.valid[row]:
-        return {"error": str(batch.errors[row]), "revision": revision}
-    return {
-        "score": float(batch.values[row]),
-        **{name: float(values[row]) for name, values in batch.scores.items()},
-        "revision": revision,
-    }
+    run.log.audit(audit_rows(epoch + 1, prompts, images, scores, advantages))
 
 
 def _watch_revisions(run: Run) -> None:

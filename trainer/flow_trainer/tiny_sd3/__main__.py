@@ -3,6 +3,8 @@
 About half an hour on one CPU core. A stage that is finished is not run again: interrupt at will.
 """
 
+# diffusers annotates its arguments and results more narrowly than what it takes and gives
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
 from __future__ import annotations
 
 import argparse
