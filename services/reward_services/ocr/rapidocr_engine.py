@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -46,7 +47,8 @@ class RapidOcrEngine:
         networks(blank, use_det=False)  # the networks are loaded by their first use
         if detect:
             networks(blank, use_det=True)
-        self._detector, self._recogniser = networks.text_det, networks.text_rec
+        self._detector: Any = networks.text_det
+        self._recogniser: Any = networks.text_rec
         self._read: Callable[[np.ndarray], list[Line]] = (
             self._read_image if detect else self._read_line
         )
