@@ -67,7 +67,7 @@ def ocr_service(log: Path) -> Iterator[str]:
             stdout=output,
             stderr=output,
             env={**os.environ, **PROCESS_ENV},
-            # a session of its own: Ctrl-C is for the trainer, which may need the service to save
+            # a session of its own: on Ctrl-C the trainer saves first, and may need the service
             start_new_session=True,
         )
         try:
@@ -102,12 +102,16 @@ def _train(recipe: Path, out: Path, overrides: Sequence[str], resume: bool) -> i
     if resume:
         command.append("--resume")
     process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, env={**os.environ, **PROCESS_ENV}
+        command,
+        stdout=subprocess.DEVNULL,
+        env={**os.environ, **PROCESS_ENV},
+        # Ctrl-C comes from us, once: the trainer takes a second one as "do not even save"
+        start_new_session=True,
     )
     try:
         return process.wait()
     except KeyboardInterrupt:
-        # the terminal sent SIGINT to the trainer too: it saves and leaves
+        process.send_signal(signal.SIGINT)
         process.wait()
         raise
     finally:
