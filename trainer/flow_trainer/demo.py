@@ -47,6 +47,9 @@ def run_demo(
     if out.exists() and not keep:
         shutil.rmtree(out)
     out.mkdir(parents=True, exist_ok=True)
+    # the children have sessions of their own: a closed terminal must not leave them behind
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
     with ocr_service(out / "service.log") as url:
         status = _train(recipe, out, [f"seed={seed}", f"rewards.ocr.url={url}", *overrides], keep)
     if status == 0:
@@ -125,6 +128,10 @@ def _show(out: Path) -> None:
     report = write_report(out)
     print(summary_table(summary))
     print(f"\nreport: {report}")
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
