@@ -39,10 +39,12 @@ test-paddle: .venv-paddle/.done ## the PaddleOCR engine, in an environment of it
 	.venv-paddle/bin/python -m pip --disable-pip-version-check install --quiet --no-deps rapidocr==3.10.0
 	@touch $@
 
-bench: $(VENV)/.dev ## service overhead and batching, against Flask + pickle and LitServe
-	$(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt -r benchmarks/requirements.txt
-	$(BIN)/python benchmarks/overhead.py
-	$(BIN)/python benchmarks/batching.py
+bench: ## service overhead and batching, against Flask + pickle and LitServe
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -m pip --disable-pip-version-check install --quiet \
+	  --constraint constraints.txt --requirement benchmarks/requirements.txt --editable '.[serve]'
+	.venv-bench/bin/python benchmarks/overhead.py
+	.venv-bench/bin/python benchmarks/batching.py
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -58,4 +60,4 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@ $(VENV)/.demo
 
 clean: ## remove the environments and caches, not the runs
-	rm -rf $(VENV) .venv-proto .venv-paddle .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-proto .venv-paddle .venv-bench .pytest_cache .ruff_cache
