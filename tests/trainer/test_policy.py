@@ -210,11 +210,21 @@ def test_ode_sampling_equals_the_stock_pipeline(
 def test_prompts_are_encoded_once_and_encoders_released(policy: Policy) -> None:
     first = policy.encode(["red", "blue", "red"])
     assert torch.equal(first.tokens[0], first.tokens[2])
-    policy.release_text_encoders()
+    assert policy.prepare_prompts(["red", "blue"])
     again = policy.encode(["blue"])
     assert torch.equal(again.tokens[0], first.tokens[1])
     with pytest.raises(RuntimeError, match="not cached"):
         policy.encode(["green"])
+
+
+def test_prompts_beyond_the_cache_are_encoded_as_they_come(recipe_data: dict[str, Any]) -> None:
+    recipe = changed(recipe_data, "model", prompt_cache_gb=1e-9)
+    policy = load_policy(recipe.model, CPU, with_reference=False)
+    words = ["red", "green", "blue", "black"] * 20
+    assert not policy.prepare_prompts([f"{word} {n}" for n, word in enumerate(words)])
+    first = policy.encode(["red"])
+    policy.encode(["green", "blue"])
+    assert torch.equal(policy.encode(["blue", "red"]).tokens[1], first.tokens[0])
 
 
 def test_adapter_loads_into_a_stock_pipeline(

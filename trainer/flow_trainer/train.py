@@ -87,9 +87,9 @@ def open_run(recipe: Recipe, folder: Path, *, resume: bool) -> Run:
     }
     scorer = Scorer(recipe.rewards, recipe.scoring)
     scorer.wait_ready(recipe.scoring.outage_wait_s if resume else recipe.scoring.timeout_s)
+    torch.manual_seed(recipe.seed)  # LoRA's initial weights
     policy = load_policy(recipe.model, device, with_reference=recipe.update.beta > 0)
-    policy.encode([prompt.text for split in prompts.values() for prompt in split])
-    policy.release_text_encoders()
+    policy.prepare_prompts([prompt.text for split in prompts.values() for prompt in split])
     u = recipe.update
     parameters = policy.trainable()
     optimizer = torch.optim.AdamW(
