@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # On Linux, pip takes the CUDA build of torch unless your index offers a CPU one: see README.
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help demo test lint types unit proto-check bench clean
+.PHONY: help demo test test-paddle lint types unit proto-check bench clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -28,6 +28,17 @@ unit: $(VENV)/.dev
 proto-check: $(VENV)/.dev ## the generated code belongs to reward.proto
 	$(BIN)/python proto/generate.py --check
 
+test-paddle: .venv-paddle/.done ## the PaddleOCR engine, in an environment of its own
+	OMP_NUM_THREADS=1 .venv-paddle/bin/python -m pytest tests/services/ocr/test_paddle.py
+
+# PaddleOCR wants another OpenCV than RapidOCR, of which only the model files are needed here.
+.venv-paddle/.done: pyproject.toml constraints-paddle.txt
+	$(PYTHON) -m venv .venv-paddle
+	.venv-paddle/bin/python -m pip --disable-pip-version-check install --quiet -c constraints-paddle.txt \
+	  --editable '.[ocr-paddle]' pytest pytest-asyncio pytest-timeout
+	.venv-paddle/bin/python -m pip --disable-pip-version-check install --quiet --no-deps rapidocr==3.10.0
+	@touch $@
+
 bench: ## service overhead and batching, against Flask + pickle and LitServe
 	$(PYTHON) -m venv .venv-bench
 	.venv-bench/bin/python -m pip --disable-pip-version-check install --quiet \
@@ -49,4 +60,4 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@ $(VENV)/.demo
 
 clean: ## remove the environments and caches, not the runs
-	rm -rf $(VENV) .venv-proto .venv-paddle .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-proto .venv-paddle .venv-bench .pytest_cache .ruff_cache

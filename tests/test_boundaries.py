@@ -20,7 +20,9 @@ MAY_IMPORT = {
     "flow_trainer": {"reward_api"},
 }
 SERVICES = ROOT / "services" / "reward_services"
-REWARDS = sorted(path.parent.name for path in SERVICES.glob("*/scorer.py") if path.parent.name != "chassis")
+REWARDS = sorted(
+    path.parent.name for path in SERVICES.glob("*/scorer.py") if path.parent.name != "chassis"
+)
 
 
 def sources(folder: Path) -> list[Path]:
@@ -61,7 +63,9 @@ def test_roots_are_not_packages() -> None:
 
 @pytest.mark.parametrize("reward", REWARDS)
 def test_a_reward_is_complete(reward: str) -> None:
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
     assert reward in extras
     assert (SERVICES / reward / "README.md").is_file()
     assert f"\n  {reward}:\n" in (ROOT / "docker-compose.yml").read_text()

@@ -1,5 +1,7 @@
 """A minuscule SD3 pipeline of the real classes, saved in diffusers' folder layout."""
 
+# diffusers annotates its arguments and results more narrowly than what it takes and gives
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
 from __future__ import annotations
 
 import json

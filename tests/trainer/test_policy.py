@@ -1,5 +1,7 @@
 """Rollout, replay and update on real diffusers classes with random weights."""
 
+# diffusers annotates its arguments and results more narrowly than what it takes and gives
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
 from __future__ import annotations
 
 from pathlib import Path
@@ -17,7 +19,7 @@ from flow_trainer.prompts import Prompt
 from flow_trainer.ratio import check_ratio, measure_ratio
 from flow_trainer.rollout import generate, rollout
 from flow_trainer.trajectory import Trajectories
-from flow_trainer.update import learning_rate, trained_steps, update_policy
+from flow_trainer.update import learning_rate, reference_velocities, trained_steps, update_policy
 
 PROMPTS = [Prompt("red"), Prompt("blue")]
 CPU = torch.device("cpu")
@@ -43,8 +45,10 @@ def made_up_advantages(recipe: Recipe) -> Advantages:
 def update(policy: Policy, recipe: Recipe, samples: Trajectories, epoch: int = 0):
     optimizer = torch.optim.AdamW(policy.trainable().values())
     conditioning = policy.encode([prompt.text for prompt in PROMPTS])
+    v_ref = reference_velocities(policy, recipe, epoch, samples, conditioning)
+    advantages = made_up_advantages(recipe)
     return update_policy(
-        policy, optimizer, None, recipe, epoch, samples, conditioning, made_up_advantages(recipe)
+        policy, optimizer, None, recipe, epoch, samples, conditioning, advantages, v_ref
     )
 
 
@@ -206,11 +210,21 @@ def test_ode_sampling_equals_the_stock_pipeline(
 def test_prompts_are_encoded_once_and_encoders_released(policy: Policy) -> None:
     first = policy.encode(["red", "blue", "red"])
     assert torch.equal(first.tokens[0], first.tokens[2])
-    policy.release_text_encoders()
+    assert policy.prepare_prompts(["red", "blue"])
     again = policy.encode(["blue"])
     assert torch.equal(again.tokens[0], first.tokens[1])
     with pytest.raises(RuntimeError, match="not cached"):
         policy.encode(["green"])
+
+
+def test_prompts_beyond_the_cache_are_encoded_as_they_come(recipe_data: dict[str, Any]) -> None:
+    recipe = changed(recipe_data, "model", prompt_cache_gb=1e-9)
+    policy = load_policy(recipe.model, CPU, with_reference=False)
+    words = ["red", "green", "blue", "black"] * 20
+    assert not policy.prepare_prompts([f"{word} {n}" for n, word in enumerate(words)])
+    first = policy.encode(["red"])
+    policy.encode(["green", "blue"])
+    assert torch.equal(policy.encode(["blue", "red"]).tokens[1], first.tokens[0])
 
 
 def test_adapter_loads_into_a_stock_pipeline(

@@ -41,6 +41,9 @@ class Model(Section):
     lora_rank: int = Field(default=32, ge=1)
     lora_alpha: int = Field(default=64, ge=1)
     gradient_checkpointing: bool = False
+    prompt_cache_gb: float = Field(default=16.0, gt=0)
+    """Host memory for encoded prompts. When all prompts of the recipe fit, the text encoders are freed
+    before training; else prompts are encoded as they come."""
 
 
 class Prompts(Section):

@@ -47,6 +47,9 @@ def run_demo(
     if out.exists() and not keep:
         shutil.rmtree(out)
     out.mkdir(parents=True, exist_ok=True)
+    # the children have sessions of their own: a closed terminal must not leave them behind
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
     with ocr_service(out / "service.log") as url:
         status = _train(recipe, out, [f"seed={seed}", f"rewards.ocr.url={url}", *overrides], keep)
     if status == 0:
@@ -63,7 +66,12 @@ def ocr_service(log: Path) -> Iterator[str]:
         # Recognition only: a tiny sign is one line of text, and detection would cost ten times more.
         command += ["--grpc-port", "0", "--port-file", str(ports), "--no-detect"]
         process = subprocess.Popen(
-            command, stdout=output, stderr=output, env={**os.environ, **PROCESS_ENV}
+            command,
+            stdout=output,
+            stderr=output,
+            env={**os.environ, **PROCESS_ENV},
+            # a session of its own: on Ctrl-C the trainer saves first, and may need the service
+            start_new_session=True,
         )
         try:
             yield _wait_ready(process, ports, log)
@@ -97,12 +105,16 @@ def _train(recipe: Path, out: Path, overrides: Sequence[str], resume: bool) -> i
     if resume:
         command.append("--resume")
     process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, env={**os.environ, **PROCESS_ENV}
+        command,
+        stdout=subprocess.DEVNULL,
+        env={**os.environ, **PROCESS_ENV},
+        # Ctrl-C comes from us, once: the trainer takes a second one as "do not even save"
+        start_new_session=True,
     )
     try:
         return process.wait()
     except KeyboardInterrupt:
-        # the terminal sent SIGINT to the trainer too: it saves and leaves
+        process.send_signal(signal.SIGINT)
         process.wait()
         raise
     finally:
@@ -116,6 +128,10 @@ def _show(out: Path) -> None:
     report = write_report(out)
     print(summary_table(summary))
     print(f"\nreport: {report}")
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

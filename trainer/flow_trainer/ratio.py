@@ -9,15 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
 from flow_trainer.config import Recipe
 from flow_trainer.errors import RatioError
 from flow_trainer.models import Policy
 from flow_trainer.prompts import Prompt
 from flow_trainer.rollout import rollout, transition
 from flow_trainer.trajectory import Trajectories
-from flow_trainer.update import step_chunks, trained_steps
+from flow_trainer.update import make_replay, step_chunks, trained_steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,16 +78,12 @@ def _replay_error(
     rows: int,
     steps_per_forward: int,
 ) -> float:
-    group = recipe.sampling.group_size
-    conditioning = policy.encode([prompts[row // group].text for row in range(rows)])
+    conditioning = policy.encode([prompt.text for prompt in prompts])
     worst = 0.0
     for offsets in step_chunks(trained_steps(recipe, 0), steps_per_forward):
-        x = samples.latents[:rows, offsets].flatten(0, 1)
-        x_next = samples.latents[:rows, [j + 1 for j in offsets]].flatten(0, 1)
-        steps = torch.tensor([samples.window[j] for j in offsets], device=x.device).repeat(rows)
-        step, _ = transition(
-            policy, recipe, samples.sigmas, steps, x, conditioning.repeat(len(offsets))
-        )
-        log_ratio = step.log_prob(x_next).detach() - samples.log_probs[:rows, offsets].flatten()
+        r = make_replay(recipe, samples, conditioning, range(rows), offsets)
+        v = policy.velocity(r.x, r.sigmas[r.steps], r.conditioning)
+        step = transition(recipe, r.sigmas, r.steps, r.x, v)
+        log_ratio = step.log_prob(r.x_next).detach() - r.old_log_prob
         worst = max(worst, float(log_ratio.exp().sub(1).abs().max()))
     return worst

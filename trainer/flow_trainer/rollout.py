@@ -10,7 +10,7 @@ from torch import Tensor
 from flow_trainer.config import Recipe
 from flow_trainer.dynamics import DYNAMICS, Transition, euler
 from flow_trainer.errors import NonFiniteError
-from flow_trainer.models import Conditioning, Policy
+from flow_trainer.models import Policy
 from flow_trainer.noise import evaluation_noise, sample_noise
 from flow_trainer.prompts import Prompt
 from flow_trainer.trajectory import Trajectories
@@ -19,26 +19,15 @@ OnImages = Callable[[range, Tensor], None]
 """Called with the rows of a decoded micro-batch and its images (b, H, W, 3) uint8."""
 
 
-def transition(
-    policy: Policy,
-    recipe: Recipe,
-    sigmas: Tensor,
-    steps: Tensor,
-    x: Tensor,
-    conditioning: Conditioning,
-) -> tuple[Transition, Tensor]:
-    """The stochastic step p(x_next | x) of each row, and the velocity behind it.
+def transition(recipe: Recipe, sigmas: Tensor, steps: Tensor, x: Tensor, v: Tensor) -> Transition:
+    """The stochastic step p(x_next | x) of each row under velocity v.
 
     The one place where a transition is made: rollout samples from it and the loss scores with it,
     so that the ratio of an unchanged policy is 1. `steps` (B,) int64 index `sigmas` (T + 1,).
     """
-    sigma = sigmas[steps]
-    v = policy.velocity(x, sigma, conditioning)
     step = DYNAMICS[recipe.sampling.dynamics]
-    return (
-        step(x, v, sigma, sigmas[steps + 1], recipe.sampling.noise_level, float(sigmas[1])),
-        v,
-    )
+    noise_level = recipe.sampling.noise_level
+    return step(x, v, sigmas[steps], sigmas[steps + 1], noise_level, float(sigmas[1]))
 
 
 @torch.no_grad()
@@ -76,15 +65,16 @@ def rollout(
         kept, densities = [], []
         for i in range(sampling.num_steps):
             steps = torch.full((len(rows),), i, device=policy.device)
+            v = policy.velocity(x, sigmas[steps], batch)
             if i in window:
                 if not kept:
                     kept.append(x)
-                step, _ = transition(policy, recipe, sigmas, steps, x, batch)
+                step = transition(recipe, sigmas, steps, x, v)
                 x = step.sample(noise[:, i - window.start].to(policy.device))
                 kept.append(x)
                 densities.append(step.log_prob(x))
             else:
-                x = euler(x, policy.velocity(x, sigmas[steps], batch), sigmas[i], sigmas[i + 1])
+                x = euler(x, v, sigmas[i], sigmas[i + 1])
         _check_finite(x, rows, epoch)
         latents.append(torch.stack(kept, 1))
         log_probs.append(torch.stack(densities, 1))

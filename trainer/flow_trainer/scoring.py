@@ -22,7 +22,18 @@ from torch import Tensor
 from flow_trainer.config import Reward, Scoring
 from flow_trainer.errors import ConfigError, OutageError, ScoringError
 from flow_trainer.prompts import Prompt
-from reward_api import AsyncRewardClient, RewardSuite, ScoreBatch, SuiteBatch
+from reward_api import (
+    AsyncRewardClient,
+    AsyncRewardSuite,
+    DeadlineExceeded,
+    Overloaded,
+    ScoreBatch,
+    SuiteScores,
+    Unavailable,
+)
+
+CHECK_S = 2.0
+"""Seconds between looks at the caller while waiting for a service."""
 
 
 @dataclass(slots=True)
@@ -76,7 +87,7 @@ class _Job:
     images: np.ndarray
     prompts: list[str]
     metadata: list[dict[str, Any]]
-    result: Future[SuiteBatch]
+    result: Future[SuiteScores]
 
 
 class Scorer:
@@ -87,17 +98,17 @@ class Scorer:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="scoring", daemon=True)
         self._thread.start()
-        clients = {
+        self._clients = {
             name: AsyncRewardClient(
                 reward.url,
                 token=_token(name, reward),
                 timeout_s=scoring.timeout_s,
                 encoding=scoring.encoding,
-                on_error="nan",
             )
             for name, reward in rewards.items()
         }
-        self._suite = RewardSuite(clients, weights={n: r.weight for n, r in rewards.items()})
+        weights = {name: reward.weight for name, reward in rewards.items()}
+        self._suite = AsyncRewardSuite(self._clients, weights, on_error="nan")
         self._jobs: list[_Job] = []
 
     def submit(self, rows: range, images: Tensor, prompts: Sequence[Prompt]) -> None:
@@ -107,20 +118,20 @@ class Scorer:
         array = images.numpy()
         self._jobs.append(_Job(rows, array, texts, metadata, self._spawn(array, texts, metadata)))
 
-    def collect(self, hold: Callable[[list[str]], None] | None = None) -> Scores:
+    def collect(self, hold: Callable[[list[str]], Callable[[], None]] | None = None) -> Scores:
         """Waits for everything submitted since the last call.
 
-        When a reward is down altogether, calls `hold` with the names (the run saves itself there),
-        waits until all rewards are ready again and scores once more. Raises OutageError after
-        `scoring.outage_wait_s`, and ScoringError when no sample has a score for another reason.
+        When a reward is down altogether, calls `hold` with the names (the run saves itself there;
+        what it returns is called every few seconds and may raise to leave), waits until all rewards
+        are ready again and scores once more. Raises OutageError after `scoring.outage_wait_s`, and
+        ScoringError when no sample has a score for another reason.
         """
         started = time.perf_counter()
         jobs, self._jobs = self._jobs, []
         scores = _join(jobs)
         while down := scores.unreachable():
-            if hold is not None:
-                hold(down)
-            self.wait_ready(self._config.outage_wait_s)
+            still_wanted = hold(down) if hold is not None else None
+            self.wait_ready(self._config.outage_wait_s, still_wanted)
             for job in jobs:
                 job.result = self._spawn(job.images, job.prompts, job.metadata)
             scores = _join(jobs)
@@ -130,29 +141,37 @@ class Scorer:
         scores.wait_s = time.perf_counter() - started
         return scores
 
-    def wait_ready(self, timeout_s: float) -> None:
-        """Blocks until every reward says it is ready. Raises OutageError."""
-        try:
-            self._run(self._suite.wait_ready(timeout_s))
-        except Exception as error:
-            raise OutageError(
-                f"rewards are not ready after {timeout_s:.0f} s: {error}. The run is saved: start the "
-                "service and continue with --resume"
-            ) from error
+    def wait_ready(self, timeout_s: float, check: Callable[[], None] | None = None) -> None:
+        """Blocks until every reward says it is ready; calls `check` every few seconds meanwhile.
+        Raises OutageError after `timeout_s`, AuthenticationFailed at once."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            left = deadline - time.monotonic()
+            try:
+                return self._run(self._suite.wait_ready(min(left, CHECK_S)))
+            except (Unavailable, Overloaded, DeadlineExceeded) as error:
+                if left <= CHECK_S:
+                    raise OutageError(
+                        f"rewards are not ready after {timeout_s:.0f} s: {error}. Start the service; "
+                        "a run that had begun is saved and continues with --resume"
+                    ) from error
+            if check is not None:
+                check()
 
     def metadata(self) -> dict[str, Any]:
         """RewardMetadata of every reward."""
         return self._run(self._suite.metadata())
 
     def close(self) -> None:
-        self._run(self._suite.close())
+        for client in self._clients.values():
+            self._run(client.close())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
 
     def _spawn(
         self, images: np.ndarray, prompts: list[str], metadata: list[dict[str, Any]]
-    ) -> Future[SuiteBatch]:
+    ) -> Future[SuiteScores]:
         return asyncio.run_coroutine_threadsafe(
             self._suite.score(images, prompts, metadata), self._loop
         )
@@ -167,10 +186,25 @@ def _join(jobs: Sequence[_Job]) -> Scores:
         values=np.concatenate([result.values for result in results]),
         valid=np.concatenate([result.valid for result in results]),
         rewards={
-            name: ScoreBatch.concatenate([result.rewards[name] for result in results])
+            name: _join_batches([result.rewards[name] for result in results])
             for name in results[0].rewards
         },
     )
+
+
+def _join_batches(batches: Sequence[ScoreBatch]) -> ScoreBatch:
+    """One reward's micro-batches as one batch, in order."""
+    joined = ScoreBatch.empty(sum(map(len, batches)))
+    start = 0
+    for batch in batches:
+        rows = slice(start, start + len(batch))
+        joined.values[rows], joined.valid[rows] = batch.values, batch.valid
+        joined.errors.update({start + index: error for index, error in batch.errors.items()})
+        for name, values in batch.scores.items():
+            joined.scores.setdefault(name, np.full(len(joined), np.nan))[rows] = values
+        joined.revisions |= batch.revisions
+        start = rows.stop
+    return joined
 
 
 def _token(name: str, reward: Reward) -> str | None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -18,6 +17,7 @@ import numpy as np
 import torch
 
 from flow_trainer.advantages import Advantages, group_advantages
+from flow_trainer.audit import audit_rows
 from flow_trainer.checkpoint import Checkpoints, Progress
 from flow_trainer.config import Recipe, save_resolved
 from flow_trainer.ema import Ema
@@ -29,7 +29,7 @@ from flow_trainer.ratio import check_ratio, ratio_tolerance
 from flow_trainer.rollout import rollout
 from flow_trainer.runlog import RunLog, image_grid
 from flow_trainer.scoring import Scorer, Scores
-from flow_trainer.update import UpdateStats, update_policy
+from flow_trainer.update import UpdateStats, reference_velocities, update_policy
 
 
 @dataclass(slots=True)
@@ -87,9 +87,9 @@ def open_run(recipe: Recipe, folder: Path, *, resume: bool) -> Run:
     }
     scorer = Scorer(recipe.rewards, recipe.scoring)
     scorer.wait_ready(recipe.scoring.outage_wait_s if resume else recipe.scoring.timeout_s)
+    torch.manual_seed(recipe.seed)  # LoRA's initial weights
     policy = load_policy(recipe.model, device, with_reference=recipe.update.beta > 0)
-    policy.encode([prompt.text for split in prompts.values() for prompt in split])
-    policy.release_text_encoders()
+    policy.prepare_prompts([prompt.text for split in prompts.values() for prompt in split])
     u = recipe.update
     parameters = policy.trainable()
     optimizer = torch.optim.AdamW(
@@ -140,6 +140,8 @@ def _epochs(run: Run) -> None:
             run.policy, recipe, epoch, prompts, indices, _submitter(run, prompts, images)
         )
         sampled = time.perf_counter()
+        conditioning = run.policy.encode([prompt.text for prompt in prompts])
+        v_ref = reference_velocities(run.policy, recipe, epoch, samples, conditioning)
         scores = run.scorer.collect(hold=lambda down: _hold(run, down))
         advantages = group_advantages(
             scores.values.reshape(len(prompts), -1),
@@ -149,10 +151,17 @@ def _epochs(run: Run) -> None:
             clip=recipe.advantage.clip,
         )
         # TRAINING: replay the stochastic steps with gradients
-        conditioning = run.policy.encode([prompt.text for prompt in prompts])
         trained = time.perf_counter()
         stats = update_policy(
-            run.policy, run.optimizer, run.ema, recipe, epoch, samples, conditioning, advantages
+            run.policy,
+            run.optimizer,
+            run.ema,
+            recipe,
+            epoch,
+            samples,
+            conditioning,
+            advantages,
+            v_ref,
         )
         ended = time.perf_counter()
         run.progress.epoch = epoch + 1
@@ -165,8 +174,9 @@ def _epochs(run: Run) -> None:
             "update_s": ended - trained,
             "epoch_s": ended - started,
         }
-        _log_epoch(run, epoch, prompts, images, scores, advantages, stats, timing)
-        _after_epoch(run, epoch + 1, torch.cat(images).numpy(), scores)
+        pixels = torch.cat(images).numpy()
+        _log_epoch(run, epoch, prompts, pixels, scores, advantages, stats, timing)
+        _after_epoch(run, epoch + 1, pixels, scores)
 
 
 def _after_epoch(run: Run, epoch: int, images: np.ndarray, scores: Scores) -> None:
@@ -204,12 +214,19 @@ def _submitter(run: Run, prompts: list[Prompt], images: list[torch.Tensor]):
     return on_images
 
 
-def _hold(run: Run, down: list[str]) -> None:
+def _hold(run: Run, down: list[str]) -> Callable[[], None]:
+    """Saves the run during an outage; the result raises Interrupted once a signal asks to leave."""
     run.save()
     run.log.say(
         f"no scores from {', '.join(down)}: the epoch is held and the run saved; waiting up to "
         f"{run.recipe.scoring.outage_wait_s:.0f} s for the service"
     )
+
+    def still_wanted() -> None:
+        if run.stopping:
+            raise Interrupted(f"stopped in epoch {run.progress.epoch + 1}; saved before it")
+
+    return still_wanted
 
 
 def _validate(run: Run, epoch: int) -> None:
@@ -270,7 +287,7 @@ def _log_epoch(
     run: Run,
     epoch: int,
     prompts: list[Prompt],
-    images: list[torch.Tensor],
+    images: np.ndarray,
     scores: Scores,
     advantages: Advantages,
     stats: UpdateStats,
@@ -301,39 +318,7 @@ def _log_epoch(
             **timing,
         },
     )
-    run.log.audit(_audit_rows(epoch + 1, prompts, images, scores, advantages))
-
-
-def _audit_rows(
-    epoch: int,
-    prompts: list[Prompt],
-    images: list[torch.Tensor],
-    scores: Scores,
-    advantages: Advantages,
-) -> Iterator[dict[str, Any]]:
-    group = len(scores.values) // len(prompts)
-    values = advantages.values.flatten().tolist()
-    for row, image in enumerate(torch.cat(images).numpy()):
-        yield {
-            "epoch": epoch,
-            "prompt": prompts[row // group].text,
-            "member": row % group,
-            "score": float(scores.values[row]) if scores.valid[row] else None,
-            "rewards": {name: _audit_reward(batch, row) for name, batch in scores.rewards.items()},
-            "advantage": values[row],
-            "image_sha256": hashlib.sha256(image.tobytes()).hexdigest(),
-        }
-
-
-def _audit_reward(batch: Any, row: int) -> dict[str, Any]:
-    revision = batch.revisions[0] if len(batch.revisions) == 1 else sorted(batch.revisions)
-    if not batch.valid[row]:
-        return {"error": str(batch.errors[row]), "revision": revision}
-    return {
-        "score": float(batch.values[row]),
-        **{name: float(values[row]) for name, values in batch.scores.items()},
-        "revision": revision,
-    }
+    run.log.audit(audit_rows(epoch + 1, prompts, images, scores, advantages))
 
 
 def _watch_revisions(run: Run) -> None:

@@ -49,13 +49,15 @@ def update_policy(
     samples: Trajectories,
     conditioning: Conditioning,
     advantages: Advantages,
+    v_ref: dict[int, Tensor] | None = None,
 ) -> UpdateStats:
     """`updates_per_epoch` optimizer steps; the first is on-policy (ratio 1), later ones are not.
 
     Update u takes the u-th share of the epoch's groups, in sampling order: micro-batches then have
     the composition they had in the rollout, which is what keeps the ratio at 1 in low precision.
     The loss is a mean over the planned samples, so dropped ones do not rescale the gradient.
-    `conditioning` has one row per prompt. Raises NonFiniteError.
+    `conditioning` has one row per prompt; `v_ref` comes from `reference_velocities` when there is a
+    KL term. Raises NonFiniteError.
     """
     stats = UpdateStats()
     group = recipe.sampling.group_size
@@ -70,9 +72,8 @@ def update_policy(
             if not values[rows.start : rows.stop].any():
                 continue  # failed, dropped or zero-spread groups only: no gradient
             for chunk in step_chunks(steps, recipe.update.steps_per_forward):
-                loss = _replay(
-                    policy, recipe, samples, conditioning, values, rows, chunk, stats, first=u == 0
-                )
+                replay = make_replay(recipe, samples, conditioning, rows, chunk)
+                loss = _loss(policy, recipe, replay, values, v_ref, stats, first=u == 0)
                 (loss / denominator).backward()
         _step(policy, optimizer, recipe, epoch * recipe.update.updates_per_epoch + u, stats)
         if ema is not None:
@@ -99,49 +100,101 @@ def learning_rate(recipe: Recipe, update: int) -> float:
     return u.learning_rate * (1 + progress * (u.final_learning_rate - 1))
 
 
-def _replay(
-    policy: Policy,
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """Some samples at some of their stochastic steps: one transformer forward of B rows."""
+
+    rows: range
+    offsets: list[int]
+    """Steps, counted from the window's start."""
+    x: Tensor
+    x_next: Tensor
+    steps: Tensor
+    """(B,) indices into the schedule `sigmas`."""
+    sigmas: Tensor
+    conditioning: Conditioning
+    old_log_prob: Tensor
+
+
+def make_replay(
     recipe: Recipe,
     samples: Trajectories,
     conditioning: Conditioning,
-    values: Tensor,
     rows: range,
     offsets: list[int],
+) -> Replay:
+    """Rows are sample-major: sample b at offsets[0], at offsets[1], ..., then the next sample."""
+    batch = slice(rows.start, rows.stop)
+    device = samples.latents.device
+    prompts = torch.tensor([row // recipe.sampling.group_size for row in rows], device=device)
+    steps = torch.tensor([samples.window[j] for j in offsets], device=device)
+    return Replay(
+        rows,
+        offsets,
+        x=samples.latents[batch, offsets].flatten(0, 1),
+        x_next=samples.latents[batch, [j + 1 for j in offsets]].flatten(0, 1),
+        steps=steps.repeat(len(rows)),
+        sigmas=samples.sigmas,
+        conditioning=conditioning[prompts].repeat(len(offsets)),
+        old_log_prob=samples.log_probs[batch, offsets].flatten(),
+    )
+
+
+@torch.no_grad()
+def reference_velocities(
+    policy: Policy,
+    recipe: Recipe,
+    epoch: int,
+    samples: Trajectories,
+    conditioning: Conditioning,
+) -> dict[int, Tensor] | None:
+    """The reference policy's velocity (B, C, h, w) at every trained step, by offset; None without a
+    KL term. It needs no scores, so it runs while they are still on their way."""
+    if recipe.update.beta == 0:
+        return None
+    found = {j: torch.empty_like(samples.latents[:, 0]) for j in trained_steps(recipe, epoch)}
+    with policy.reference():
+        for rows in micro_batches(len(samples.latents), recipe.sampling.micro_batch):
+            for chunk in step_chunks(list(found), recipe.update.steps_per_forward):
+                r = make_replay(recipe, samples, conditioning, rows, chunk)
+                v = policy.velocity(r.x, r.sigmas[r.steps], r.conditioning)
+                for k, j in enumerate(chunk):
+                    found[j][rows.start : rows.stop] = v[k :: len(chunk)]
+    return found
+
+
+def _loss(
+    policy: Policy,
+    recipe: Recipe,
+    replay: Replay,
+    values: Tensor,
+    v_ref: dict[int, Tensor] | None,
     stats: UpdateStats,
     *,
     first: bool,
 ) -> Tensor:
-    """Summed loss of some samples at some of their steps, one transformer forward."""
+    """Summed loss of a replay; `values` are the advantages of all samples of the epoch."""
+    rows, offsets, x = replay.rows, replay.offsets, replay.x
     batch = slice(rows.start, rows.stop)
-    repeats = len(offsets)
-    x = samples.latents[batch, offsets].flatten(0, 1)
-    x_next = samples.latents[batch, [j + 1 for j in offsets]].flatten(0, 1)
-    steps = torch.tensor([samples.window[j] for j in offsets], device=x.device).repeat(len(rows))
-    prompts = torch.tensor([row // recipe.sampling.group_size for row in rows], device=x.device)
-    condition = conditioning[prompts].repeat(repeats)
-    advantage = values[batch].to(x.device, torch.float32).repeat_interleave(repeats)
-    old_log_prob = samples.log_probs[batch, offsets].flatten()
-
-    step, v = transition(policy, recipe, samples.sigmas, steps, x, condition)
-    log_prob = step.log_prob(x_next)
-    loss, diagnostics = clip_objective(log_prob, old_log_prob, advantage, recipe.update.clip_range)
-    if recipe.update.beta > 0:
-        with torch.no_grad(), policy.reference():
-            reference, v_ref = transition(policy, recipe, samples.sigmas, steps, x, condition)
-        kl = kl_divergence(
-            recipe.update.kl,
-            step,
-            reference,
-            v,
-            v_ref,
-            samples.sigmas[steps] - samples.sigmas[steps + 1],
-        )
+    advantage = values[batch].to(x.device, torch.float32).repeat_interleave(len(offsets))
+    sigmas, steps = replay.sigmas, replay.steps
+    v = policy.velocity(x, sigmas[steps], replay.conditioning)
+    step = transition(recipe, sigmas, steps, x, v)
+    log_prob = step.log_prob(replay.x_next)
+    loss, diagnostics = clip_objective(
+        log_prob, replay.old_log_prob, advantage, recipe.update.clip_range
+    )
+    if v_ref is not None:
+        v_ref_rows = torch.stack([v_ref[j][batch] for j in offsets], 1).flatten(0, 1)
+        reference = transition(recipe, sigmas, steps, x, v_ref_rows)
+        d = sigmas[steps] - sigmas[steps + 1]
+        kl = kl_divergence(recipe.update.kl, step, reference, v, v_ref_rows, d)
         loss = loss + recipe.update.beta * kl
         diagnostics = {**diagnostics, "kl": kl.detach()}
-    _check_finite(loss, rows, repeats, steps)
+    _check_finite(loss, rows, len(offsets), steps)
     stats.add({**diagnostics, "loss": loss.detach()}, len(loss))
     if first:
-        error = float((log_prob.detach() - old_log_prob).exp().sub(1).abs().max())
+        error = float((log_prob.detach() - replay.old_log_prob).exp().sub(1).abs().max())
         stats.ratio_error = max(stats.ratio_error, error)
     return loss.sum()
 

@@ -15,6 +15,7 @@ from reward_services.chassis.settings import ServiceSettings
 
 PREFIX = "REWARD_"
 M = TypeVar("M", bound=BaseModel)
+S = TypeVar("S", bound=ScorerSettings)
 
 
 class SettingsError(ValueError):
@@ -33,10 +34,10 @@ def flag_name(field: str) -> str:
 
 def parse_settings(
     reward: str,
-    own: type[ScorerSettings],
+    own: type[S],
     argv: Sequence[str],
     environ: Mapping[str, str],
-) -> tuple[ServiceSettings, ScorerSettings]:
+) -> tuple[ServiceSettings, S]:
     """The service's and the reward's settings. Raises SettingsError; --help and bad flags exit."""
     clash = ServiceSettings.model_fields.keys() & own.model_fields.keys()
     if clash:
@@ -77,6 +78,7 @@ def _nearest(name: str, known: Sequence[str]) -> str | None:
 def _parser(reward: str, own: type[ScorerSettings]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=f"reward-serve {reward}",
+        usage=f"reward-serve {reward} [settings]",
         description=f"Serves the reward {reward!r} over HTTP and gRPC.",
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
@@ -90,13 +92,17 @@ def _parser(reward: str, own: type[ScorerSettings]) -> argparse.ArgumentParser:
 def _add_flags(group: Any, model: type[BaseModel], reward: str) -> None:
     for name, field in model.model_fields.items():
         default = "none" if field.default is None else field.default
-        text = f"{field.description or ''} [{env_name(name, reward)}; default: {default}]"
+        text = f"{_one_line(field.description)} [{env_name(name, reward)}; default: {default}]"
         options: dict[str, Any] = {"help": text.strip().replace("%", "%%"), "dest": name}
         if field.annotation is bool:
             options["action"] = argparse.BooleanOptionalAction
         else:
             options["metavar"] = _metavar(field.annotation)
         group.add_argument(flag_name(name), **options)
+
+
+def _one_line(description: str | None) -> str:
+    return " ".join((description or "").split())
 
 
 def _metavar(annotation: Any) -> str:

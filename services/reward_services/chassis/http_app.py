@@ -19,7 +19,6 @@ from reward_services.chassis.http_body import (
     integer_header,
     read_body,
 )
-from reward_services.chassis.http_protocol import RECEIVE_INTO
 from reward_services.chassis.problems import REQUEST_ID_HEADER, plain_problem, problem_response
 from reward_services.chassis.service import RewardService, State
 
@@ -168,12 +167,7 @@ async def _read_request(service: RewardService, request: Request, timeout_s: flo
     service.check_ready()
     try:
         async with asyncio.timeout(timeout_s):
-            body = await read_body(
-                request.receive,
-                request.headers,
-                service.settings.max_request_bytes,
-                request.scope.get("extensions", {}).get(RECEIVE_INTO),
-            )
+            body = await read_body(request, service.settings.max_request_bytes)
     except TimeoutError:
         raise DeadlineExceeded(
             Reason.DEADLINE, f"the body did not arrive within {timeout_s:.3g} s"

@@ -8,10 +8,11 @@ from collections.abc import AsyncIterator
 
 import numpy as np
 from starlette.datastructures import Headers
+from starlette.requests import Request
 from starlette.types import Receive
 
 from reward_api.errors import InvalidRequest, Reason, RewardError
-from reward_services.chassis.http_protocol import ReceiveInto
+from reward_services.chassis.http_protocol import receive_into
 
 # Below this, changing the way a body is received costs more than it saves.
 _RECEIVE_INTO_BYTES = 128 * 1024
@@ -40,18 +41,17 @@ def expected_bytes(headers: Headers, limit: int) -> int:
     return length
 
 
-async def read_body(
-    receive: Receive, headers: Headers, limit: int, receive_into: ReceiveInto | None = None
-) -> memoryview:
+async def read_body(request: Request, limit: int) -> memoryview:
     """The body, at most `limit` bytes. Raises InvalidRequest (REQUEST_TOO_LARGE), RewardError
-    (CANCELLED) when the caller goes away before its end. `receive_into` is the server's short way
-    for large bodies, if it has one."""
+    (CANCELLED) when the caller goes away before its end."""
+    headers = request.headers
     has_length = "content-length" in headers and "transfer-encoding" not in headers
     # Not a bytearray: there is no need to fill megabytes with zeros.
-    view = memoryview(np.empty(expected_bytes(headers, limit) if has_length else 0, np.uint8))
+    view = np.empty(expected_bytes(headers, limit) if has_length else 0, np.uint8).data
+    take_rest = receive_into(request.scope) if has_length else None
     size = 0
     while True:
-        message = await receive()
+        message = await request.receive()
         if message["type"] == "http.disconnect":
             raise client_gone()
         chunk = message.get("body", b"")
@@ -59,15 +59,15 @@ async def read_body(
         if end > limit:
             raise _too_large(limit)
         if end > len(view):  # no Content-Length: grow by doubling
-            larger = memoryview(np.empty(min(limit, max(2 * end, 65536)), np.uint8))
+            larger = np.empty(min(limit, max(2 * end, 65536)), np.uint8).data
             larger[:size] = view[:size]
             view = larger
         view[size:end] = chunk
         size = end
         if not message.get("more_body", False):
             return view[:size].toreadonly()
-        if has_length and receive_into and len(view) - size >= _RECEIVE_INTO_BYTES:
-            if not await receive_into(view[size:]):
+        if take_rest is not None and len(view) - size >= _RECEIVE_INTO_BYTES:
+            if not await take_rest(view[size:]):
                 raise client_gone()
             return view.toreadonly()
 

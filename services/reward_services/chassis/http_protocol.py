@@ -11,10 +11,10 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 import httptools
+from starlette.types import Scope
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-RECEIVE_INTO = "reward.receive_into"
-"""Name of the ASGI extension; its value in `scope["extensions"]` is a `ReceiveInto`."""
+_SCOPE_KEY = "reward.receive_into"
 
 ReceiveInto = Callable[[memoryview], Awaitable[bool]]
 """Fills the buffer with all that is left of the request's body; False when the caller went away.
@@ -22,12 +22,18 @@ Only for a body of known length, of which some has been received and as much as 
 not."""
 
 
+def receive_into(scope: Scope) -> ReceiveInto | None:
+    """None under another server than ours."""
+    return scope.get(_SCOPE_KEY)
+
+
 class HttpProtocol(HttpToolsProtocol):
     """One connection."""
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self.scope["extensions"] = {RECEIVE_INTO: self._receive_into}
+        scope: Scope = self.scope  # pyright: ignore[reportAssignmentType]
+        scope[_SCOPE_KEY] = self._receive_into
 
     async def _receive_into(self, view: memoryview) -> bool:
         rest = _Rest(self, view)

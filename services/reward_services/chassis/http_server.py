@@ -35,13 +35,14 @@ class HttpFront:
         self._settings = service.settings
         self._config = uvicorn.Config(
             HttpAuth(app, check) if check else app,
-            loop="none",
             http=HttpProtocol,
+            loop="none",
             ws="none",
             lifespan="off",
             log_config=None,
             access_log=False,
             server_header=False,
+            proxy_headers=False,
             backlog=_BACKLOG,
             timeout_keep_alive=_KEEP_ALIVE_S,
             **uvicorn_tls(service.settings),

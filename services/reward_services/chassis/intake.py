@@ -43,7 +43,7 @@ class Intake:
         limit = self._settings.max_request_items
         if request.model and request.model != model:
             raise InvalidRequest(
-                Reason.MODEL_NOT_FOUND, f"this service is {model!r}, not {request.model!r}"
+                Reason.MODEL_NOT_FOUND, f"this service is {model!r}, not {request.model[:64]!r}"
             )
         if count == 0:
             raise InvalidRequest(Reason.INVALID_REQUEST, "items is empty: send at least one")

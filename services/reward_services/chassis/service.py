@@ -224,6 +224,8 @@ class RewardService:
         priority = request.priority or DEFAULT_PRIORITY
         self.check_ready()
         self._intake.check(self.name, request)
+        if limit_s <= 0:
+            raise DeadlineExceeded(Reason.DEADLINE, "the deadline was over when the call arrived")
         self._batcher.check_deadline(priority, limit_s)
         with self.admission.hold_items(len(request.items)):
             try:

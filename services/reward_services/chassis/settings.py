@@ -23,98 +23,84 @@ Port = Annotated[int | None, Field(ge=0, le=65535), BeforeValidator(_none_port)]
 
 
 class ServiceSettings(BaseModel):
-    """Settings of every reward service; each field's description is its documentation."""
+    """Settings of every reward service. The text under a field is its documentation, also in --help
+    and in services/README.md."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
-    host: str = Field(default="127.0.0.1", description="address both ports bind to")
-    http_port: Port = Field(default=8100, description="HTTP port; 0: any free one; none: no HTTP")
-    grpc_port: Port = Field(default=9100, description="gRPC port; 0: any free one; none: no gRPC")
-    device: str = Field(
-        default="auto", description="cpu, cuda, cuda:1, ...; auto: cuda where there is one"
-    )
+    host: str = "127.0.0.1"
+    """address both ports bind to"""
+    http_port: Port = 8100
+    """HTTP port; 0: any free one; none: no HTTP"""
+    grpc_port: Port = 9100
+    """gRPC port; 0: any free one; none: no gRPC"""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, ...; auto: cuda where there is one"""
 
-    token: SecretStr | None = Field(default=None, description="bearer token that callers must send")
-    token_file: Path | None = Field(default=None, description="file that holds the token")
-    insecure_no_auth: bool = Field(
-        default=False, description="allow other machines to call without a token"
-    )
-    tls_cert_file: Path | None = Field(
-        default=None, description="certificate chain (PEM) for both ports"
-    )
-    tls_key_file: Path | None = Field(
-        default=None, description="private key (PEM) of the certificate"
-    )
-    tls_client_ca_file: Path | None = Field(
-        default=None, description="require client certificates signed by this CA (PEM)"
-    )
+    token: SecretStr | None = None
+    """bearer token that callers must send"""
+    token_file: Path | None = None
+    """file that holds the token"""
+    insecure_no_auth: bool = False
+    """allow other machines to call without a token"""
+    tls_cert_file: Path | None = None
+    """certificate chain (PEM) for both ports"""
+    tls_key_file: Path | None = None
+    """private key (PEM) of the certificate"""
+    tls_client_ca_file: Path | None = None
+    """require client certificates signed by this CA (PEM)"""
 
-    max_batch_items: int = Field(default=32, ge=1, description="most items in one model batch")
-    max_batch_pixels: int = Field(
-        default=0, ge=0, description="most pixels in one batch; 0: no limit"
-    )
-    max_queue_delay_ms: int = Field(
-        default=0, ge=0, description="wait this long for a fuller batch while the device is idle"
-    )
-    max_queue_items: int = Field(
-        default=1024, ge=1, description="most items accepted and not yet answered, over all callers"
-    )
-    max_queue_bytes: int = Field(
-        default=1024 * MIB, ge=1, description="most request bytes held at a time, over all callers"
-    )
-    priority_aging_s: float = Field(
-        default=10.0, ge=0, description="head start of a priority over the next lower one, seconds"
-    )
-    oom_cap_s: float = Field(
-        default=600.0,
-        ge=0,
-        description="keep batches small this long after memory ran out, seconds",
-    )
-    prepare_threads: int = Field(
-        default=0,
-        ge=0,
-        le=256,
-        description="threads that decode and prepare items; 0: one per core, at most 8",
-    )
+    max_batch_items: int = Field(default=32, ge=1)
+    """most items in one model batch"""
+    max_batch_pixels: int = Field(default=0, ge=0)
+    """most pixels in one batch; 0: no limit"""
+    max_queue_delay_ms: int = Field(default=0, ge=0)
+    """wait this long for a fuller batch while the device is idle"""
+    max_queue_items: int = Field(default=1024, ge=1)
+    """most items accepted and not yet answered, over all callers"""
+    max_queue_bytes: int = Field(default=1024 * MIB, ge=1)
+    """most request bytes held at a time, over all callers"""
+    priority_aging_s: float = Field(default=10.0, ge=0)
+    """head start of a priority over the next lower one, seconds"""
+    oom_cap_s: float = Field(default=600.0, ge=0)
+    """keep batches small this long after memory ran out, seconds"""
+    prepare_threads: int = Field(default=0, ge=0, le=256)
+    """threads that decode and prepare items; 0: one per core, at most 8"""
 
-    max_request_items: int = Field(default=256, ge=1, description="most items in one request")
-    max_request_bytes: int = Field(default=64 * MIB, ge=1, description="most bytes in one request")
-    max_image_pixels: int = Field(default=16_777_216, ge=1, description="most pixels in one image")
-    max_image_side: int = Field(default=8192, ge=1, description="longest side of an image, pixels")
-    max_image_bytes: int = Field(default=32 * MIB, ge=1, description="most bytes in one image")
-    max_prompt_bytes: int = Field(
-        default=16 * 1024, ge=1, description="longest prompt, bytes of UTF-8"
-    )
-    max_metadata_bytes: int = Field(
-        default=64 * 1024, ge=1, description="largest metadata of an item, bytes of JSON"
-    )
-    max_metadata_depth: int = Field(
-        default=16, ge=1, description="deepest nesting of an item's metadata"
-    )
-    default_timeout_ms: int = Field(
-        default=60_000, ge=1, description="deadline of calls that name none"
-    )
-    max_timeout_ms: int = Field(
-        default=600_000, ge=1, description="longest deadline a call may have"
-    )
+    max_request_items: int = Field(default=256, ge=1)
+    """most items in one request"""
+    max_request_bytes: int = Field(default=64 * MIB, ge=1)
+    """most bytes in one request"""
+    max_image_pixels: int = Field(default=16_777_216, ge=1)
+    """most pixels in one image"""
+    max_image_side: int = Field(default=8192, ge=1)
+    """longest side of an image, pixels"""
+    max_image_bytes: int = Field(default=32 * MIB, ge=1)
+    """most bytes in one image"""
+    max_prompt_bytes: int = Field(default=16 * 1024, ge=1)
+    """longest prompt, bytes of UTF-8"""
+    max_metadata_bytes: int = Field(default=64 * 1024, ge=1)
+    """largest metadata of an item, bytes of JSON"""
+    max_metadata_depth: int = Field(default=16, ge=1)
+    """deepest nesting of an item's metadata"""
+    default_timeout_ms: int = Field(default=60_000, ge=1)
+    """deadline of calls that name none"""
+    max_timeout_ms: int = Field(default=600_000, ge=1)
+    """longest deadline a call may have"""
 
-    drain_s: float = Field(
-        default=30.0, ge=0, description="time to finish accepted work after SIGTERM"
-    )
-    readiness_delay_s: float | None = Field(
-        default=None,
-        ge=0,
-        description="after SIGTERM, stay open this long while readiness says no, so that balancers "
-        "notice; none: 0 on loopback, else 5",
-    )
-    reflection: bool = Field(default=False, description="serve gRPC reflection (grpcurl)")
-    log_level: Literal["debug", "info", "warning", "error"] = Field(
-        default="info", description="least severe messages logged"
-    )
-    log_format: Literal["text", "json"] = Field(default="text", description="form of the log lines")
-    port_file: Path | None = Field(
-        default=None, description="write the bound ports there as JSON; readiness comes later"
-    )
+    drain_s: float = Field(default=30.0, ge=0)
+    """time to finish accepted work after SIGTERM"""
+    readiness_delay_s: float | None = Field(default=None, ge=0)
+    """after SIGTERM, stay open this long while readiness says no, so that balancers notice;
+    none: 0 on loopback, else 5"""
+    reflection: bool = False
+    """serve gRPC reflection (grpcurl)"""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """least severe messages logged"""
+    log_format: Literal["text", "json"] = "text"
+    """form of the log lines"""
+    port_file: Path | None = None
+    """write the bound ports there as JSON; readiness comes later"""
 
     @model_validator(mode="after")
     def _check(self) -> ServiceSettings:

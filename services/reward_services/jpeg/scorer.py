@@ -31,11 +31,12 @@ RANGES = {
 
 class JpegSettings(ScorerSettings):
     score: Literal["compressibility", "incompressibility_kb"] = "compressibility"
-    """Which sub-score is the main score."""
+    """which sub-score is the main score"""
 
 
 class JpegScorer(Scorer):
     Settings = JpegSettings
+    auto_device = "cpu"
     settings: JpegSettings
 
     def load(self, device: str) -> None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Protocol
 
@@ -48,9 +47,9 @@ def detection_scale(height: int, width: int, min_side: int) -> float:
     return min(enlarged, MAX_DETECTION_SIDE / max(height, width))
 
 
-def identity_of(packages: Iterable[str], weights: Iterable[Path]) -> str:
-    """Names with installed versions, and the first 12 hex digits of the files' joint SHA-256."""
-    names = " ".join(f"{name}=={version(name)}" for name in packages)
+def identity_of(versions: Mapping[str, str], weights: Iterable[Path]) -> str:
+    """Names with versions, and the first 12 hex digits of the files' joint SHA-256."""
+    names = " ".join(f"{name}=={version}" for name, version in versions.items())
     contents = [path.read_bytes() for path in weights]
     if not contents:
         return names

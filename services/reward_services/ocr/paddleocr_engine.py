@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from importlib import import_module
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,9 @@ _DETECTION = {
     "text_det_box_thresh": 0.6,
     "text_det_unclip_ratio": 1.5,
 }
+
+
+_DISTRIBUTION = {"onnxruntime": "onnxruntime", "paddle": "paddlepaddle"}
 
 
 class PaddleOcrEngine:
@@ -54,11 +60,13 @@ class PaddleOcrEngine:
         )
         folders = [recogniser_dir, detector_dir] if detect else [recogniser_dir]
         names = f"{detector}+{recogniser}" if detect else recogniser
-        packages = ("paddleocr", "paddlex", _PACKAGE[runtime])
+        # The runtime's own word: its distribution may be the GPU one, of another name.
+        versions = {name: version(name) for name in ("paddleocr", "paddlex")}
+        versions[runtime] = import_module(runtime).__version__
         weights = (
             path for folder in folders if folder for path in sorted(folder.glob("inference*"))
         )
-        self.identity = f"{names} {identity_of(packages, weights)}"
+        self.identity = f"{names} {identity_of(versions, weights)}"
 
     def read(self, images: Sequence[np.ndarray]) -> list[list[Line]]:
         return [self._read(image) for image in images]
@@ -86,21 +94,19 @@ class PaddleOcrEngine:
         ]
 
 
-_PACKAGE = {"onnxruntime": "onnxruntime", "paddle": "paddlepaddle"}
-
-
 def _runtime_arguments(runtime: str, device: str, threads: int) -> dict[str, Any]:
     kind, _, index = device.partition(":")
+    if find_spec(runtime) is None:
+        raise ImportError(f"runtime={runtime}: pip install {_DISTRIBUTION[runtime]}")
     if runtime == "onnxruntime":
         import onnxruntime
 
         if kind == "cuda" and "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
             raise RuntimeError(f"this ONNX Runtime has no CUDA support: {CUDA_HINT}")
-        config = {"intra_op_num_threads": threads}
+        engine, config = "onnxruntime", {"intra_op_num_threads": threads}
     else:
-        config = {"cpu_threads": threads} if kind == "cpu" else {}
+        engine, config = "paddle_static", {"cpu_threads": threads} if kind == "cpu" else {}
     paddle_device = f"gpu:{index or 0}" if kind == "cuda" else "cpu"
-    engine = "onnxruntime" if runtime == "onnxruntime" else "paddle_static"
     return {"engine": engine, "engine_config": config, "device": paddle_device}
 
 

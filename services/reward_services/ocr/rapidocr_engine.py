@@ -11,7 +11,9 @@ import inspect
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -45,14 +47,15 @@ class RapidOcrEngine:
         networks(blank, use_det=False)  # the networks are loaded by their first use
         if detect:
             networks(blank, use_det=True)
-        self._detector, self._recogniser = networks.text_det, networks.text_rec
+        self._detector: Any = networks.text_det
+        self._recogniser: Any = networks.text_rec
         self._read: Callable[[np.ndarray], list[Line]] = (
             self._read_image if detect else self._read_line
         )
         models = Path(inspect.getfile(rapidocr)).parent / "models"
         used = ("*_rec_*.onnx", "*_det_*.onnx") if detect else ("*_rec_*.onnx",)
         self.identity = identity_of(
-            ("rapidocr", "onnxruntime"),
+            {"rapidocr": version("rapidocr"), "onnxruntime": onnxruntime.__version__},
             sorted(path for pattern in used for path in models.glob(pattern)),
         )
 

@@ -36,24 +36,27 @@ RANGES = {
 
 class OcrSettings(ScorerSettings):
     score: Literal["flow_grpo", "similarity", "exact"] = "flow_grpo"
-    """Which sub-score is the main score."""
+    """which sub-score is the main score"""
     engine: Literal["rapidocr", "paddleocr"] = "rapidocr"
+    """what reads the text"""
     detect: bool = True
-    """False: no text detection, the whole image is one line (much faster, for tight crops)."""
+    """find the lines first; without, the whole image is one line (fast, for tight crops)"""
     detect_min_side: int = Field(default=128, ge=32, le=960)
-    """Smaller images are enlarged for the detector until their shorter side has so many pixels."""
+    """enlarge images whose shorter side has fewer pixels to this before detection"""
     min_confidence: float = Field(default=0.5, ge=0.0, le=1.0)
-    """Lines that the recogniser is less sure of are not read (PaddleOCR's drop_score)."""
+    """drop lines that the recogniser is less sure of (PaddleOCR's drop_score)"""
     threads: int = Field(default=0, ge=0)
-    """CPU threads; 0: one per available core, at most 8."""
+    """CPU threads; 0: one per core, at most 8"""
     runtime: Literal["onnxruntime", "paddle"] = "onnxruntime"
-    """What runs PaddleOCR's networks; `paddle` needs the package paddlepaddle."""
+    """paddleocr only: what runs its networks; paddle needs the package paddlepaddle"""
     detector: str = "PP-OCRv6_small_det"
+    """paddleocr only: its name of the detection network"""
     recogniser: str = "PP-OCRv6_small_rec"
-    """PaddleOCR's names of the networks; RapidOCR has these two."""
+    """paddleocr only: its name of the recognition network"""
     detector_dir: Path | None = None
+    """paddleocr only: folder of the detection network; none: PaddleOCR downloads it"""
     recogniser_dir: Path | None = None
-    """Folders with PaddleOCR's model files; without them PaddleOCR downloads what it lacks."""
+    """paddleocr only: folder of the recognition network; none: PaddleOCR downloads it"""
 
     @model_validator(mode="after")
     def _rapidocr_has_its_own_networks(self) -> OcrSettings:
@@ -69,6 +72,7 @@ class OcrSettings(ScorerSettings):
 
 class OcrScorer(Scorer):
     Settings = OcrSettings
+    auto_device = "cpu"
     settings: OcrSettings
     engine: Engine
 
@@ -125,7 +129,7 @@ def joined_text(lines: Sequence[Line], min_confidence: float) -> str:
 
 def load_engine(settings: OcrSettings, device: str) -> Engine:
     """The engine of the settings, ready to read. Raises ImportError when its package is missing."""
-    threads = settings.threads or min(len(os.sched_getaffinity(0)), 8)
+    threads = settings.threads or min(_cores(), 8)
     if settings.engine == "rapidocr":
         from reward_services.ocr.rapidocr_engine import RapidOcrEngine
 
@@ -145,6 +149,12 @@ def load_engine(settings: OcrSettings, device: str) -> Engine:
         recogniser=settings.recogniser,
         recogniser_dir=settings.recogniser_dir,
     )
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):  # Linux: those that this process may use
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _revision(settings: OcrSettings, engine: str) -> str:

@@ -1,6 +1,7 @@
 """The gRPC front over a real channel: scores, statuses, trailers, cancellation, health, parity."""
 
 import asyncio
+from typing import Any
 
 import grpc
 import pytest
@@ -14,11 +15,11 @@ from reward_api.messages import Image, Item, ScoreRequest, ScoreResponse
 from reward_api.v1 import reward_pb2, reward_pb2_grpc
 
 
-def _stub(running):
+def _stub(running) -> Any:
     return reward_pb2_grpc.RewardServiceStub(running.channel)
 
 
-def _call(running, request, timeout=20):
+def _call(running, request, timeout=20.0):
     return _stub(running).Score(request_to_proto(request), timeout=timeout)
 
 
@@ -132,7 +133,7 @@ async def test_overload_pushes_back_while_health_answers(serve):
     assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert trailers["reward-reason"] == "QUEUE_FULL"
     assert int(trailers["grpc-retry-pushback-ms"]) > 0
-    health = health_pb2_grpc.HealthStub(running.channel)
+    health: Any = health_pb2_grpc.HealthStub(running.channel)
     answer = await health.Check(health_pb2.HealthCheckRequest(), timeout=1)
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
     metadata = await _stub(running).GetMetadata(reward_pb2.GetMetadataRequest(), timeout=1)
@@ -167,9 +168,8 @@ async def test_cancelled_calls_leave_the_queue(serve):
 
 async def test_health_watch_follows_readiness(serve):
     running = await serve()
-    watch = health_pb2_grpc.HealthStub(running.channel).Watch(
-        health_pb2.HealthCheckRequest(service="reward.v1.RewardService")
-    )
+    health: Any = health_pb2_grpc.HealthStub(running.channel)
+    watch = health.Watch(health_pb2.HealthCheckRequest(service="reward.v1.RewardService"))
     status = health_pb2.HealthCheckResponse
     assert (await watch.read()).status == status.SERVING
     await running.grpc_front.set_serving(False)
@@ -181,7 +181,7 @@ async def test_reflection_when_asked_for(serve):
     from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
     running = await serve(reflection=True)
-    stub = reflection_pb2_grpc.ServerReflectionStub(running.channel)
+    stub: Any = reflection_pb2_grpc.ServerReflectionStub(running.channel)
     requests = [reflection_pb2.ServerReflectionRequest(list_services="")]
     async for answer in stub.ServerReflectionInfo(iter(requests)):
         names = {service.name for service in answer.list_services_response.service}

@@ -4,6 +4,7 @@ import asyncio
 import shutil
 import ssl
 import subprocess
+from typing import Any
 
 import grpc
 import httpx
@@ -55,7 +56,7 @@ async def test_a_large_body_with_a_wrong_token_hears_of_it(serve):
 
 async def test_grpc(serve):
     running = await serve(token=TOKEN)
-    stub = reward_pb2_grpc.RewardServiceStub(running.channel)
+    stub: Any = reward_pb2_grpc.RewardServiceStub(running.channel)
     for metadata in ((), (("authorization", "Bearer wrong"),)):
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await stub.GetMetadata(reward_pb2.GetMetadataRequest(), metadata=metadata)
@@ -64,7 +65,7 @@ async def test_grpc(serve):
     right = (("authorization", f"Bearer {TOKEN}"),)
     answer = await stub.Score(request_to_proto(packed_request("a", "b")), metadata=right)
     assert len(answer.results) == 2
-    health = health_pb2_grpc.HealthStub(running.channel)
+    health: Any = health_pb2_grpc.HealthStub(running.channel)
     assert (await health.Check(health_pb2.HealthCheckRequest())).status == 1
 
 
@@ -123,7 +124,7 @@ async def test_tls_on_both_ports(serve, certificates):
         response = await client.post("/v1/score", **_post_arguments(raw_request(0)))
         assert response.status_code == 200
     async with grpc.aio.secure_channel(running.grpc_target, _credentials(certificates)) as channel:
-        stub = reward_pb2_grpc.RewardServiceStub(channel)
+        stub: Any = reward_pb2_grpc.RewardServiceStub(channel)
         assert (await stub.GetMetadata(reward_pb2.GetMetadataRequest())).name == "fake"
 
 
@@ -146,9 +147,9 @@ async def test_mutual_tls_refuses_strangers(serve, certificates):
             await client.get("/v1/metadata")
     credentials = _credentials(certificates, client=True)
     async with grpc.aio.secure_channel(running.grpc_target, credentials) as channel:
-        stub = reward_pb2_grpc.RewardServiceStub(channel)
+        stub: Any = reward_pb2_grpc.RewardServiceStub(channel)
         assert (await stub.GetMetadata(reward_pb2.GetMetadataRequest())).name == "fake"
     async with grpc.aio.secure_channel(running.grpc_target, _credentials(certificates)) as channel:
-        stub = reward_pb2_grpc.RewardServiceStub(channel)
+        stub: Any = reward_pb2_grpc.RewardServiceStub(channel)
         with pytest.raises(grpc.aio.AioRpcError):
             await asyncio.wait_for(stub.GetMetadata(reward_pb2.GetMetadataRequest()), 5)

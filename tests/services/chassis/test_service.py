@@ -204,7 +204,7 @@ async def test_deadline_that_the_queue_cannot_meet_is_refused_at_once(start):
     with pytest.raises(Overloaded) as caught:
         await service.score(raw_request(1), timeout_s=0.5)
     assert caught.value.reason is Reason.DEADLINE_UNREACHABLE
-    assert caught.value.retry_after_s > 1.0
+    assert (caught.value.retry_after_s or 0) > 1.0
     # A higher priority does not wait behind them.
     urgent = asyncio.create_task(service.score(raw_request(1, "urgent", priority=1), timeout_s=30))
     await queued(service, 21)
@@ -253,7 +253,7 @@ async def test_the_queue_is_bounded_by_items(start):
     with pytest.raises(Overloaded) as caught:
         await service.score(raw_request(1))
     assert caught.value.reason is Reason.QUEUE_FULL
-    assert caught.value.retry_after_s > 0
+    assert (caught.value.retry_after_s or 0) > 0
     scorer.gate.set()
     await asyncio.gather(held, waiting)
     await service.score(raw_request(1))
@@ -286,7 +286,7 @@ async def test_losing_the_device_fails_all_that_wait(start, prompt, caplog):
     scorer.gate.set()
     results = await asyncio.gather(held, *waiting, return_exceptions=True)
     assert [type(result) for result in results] == [Unavailable] * 4
-    assert {result.reason for result in results} == {Reason.DEVICE_FAILED}
+    assert {getattr(result, "reason", None) for result in results} == {Reason.DEVICE_FAILED}
     assert service.state is State.FAILED
     assert service.device_lost.done()
     with pytest.raises(Unavailable):

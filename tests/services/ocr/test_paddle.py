@@ -171,6 +171,13 @@ def test_cuda_is_refused_where_the_runtime_has_none(folders):
         scorer.load("cuda:0")
 
 
+@pytest.mark.skipif(importlib.util.find_spec("paddle") is not None, reason="paddle is installed")
+def test_a_missing_runtime_is_named(folders):
+    scorer = ocr.SCORER(ocr.OcrSettings(engine="paddleocr", runtime="paddle", **folders))
+    with pytest.raises(ImportError, match="pip install paddlepaddle"):
+        scorer.load("cpu")
+
+
 def test_the_papers_networks_are_known_to_paddleocr():
     from paddlex.inference.utils.official_models import OCR_MODELS
 

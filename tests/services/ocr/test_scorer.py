@@ -1,9 +1,13 @@
 """The OCR reward as the chassis sees it, on the real RapidOCR networks."""
 
+import json
+
 import numpy as np
 import pytest
 
 from reward_api.errors import ItemFailure, Reason
+from reward_api.messages import ItemScore
+from reward_services.chassis.isolation import score_isolated
 from reward_services.chassis.scorer import Sample
 from reward_services.ocr import scorer as ocr
 
@@ -60,19 +64,33 @@ def test_the_main_score_is_a_setting(draw, choice):
     assert scorer.info().score.name == choice
 
 
-def test_a_raising_engine_is_an_error_and_never_a_zero(draw, reward, monkeypatch):
-    """Golden cases 343 and 344, where the original answers 0."""
+@pytest.mark.parametrize("case_id", [343, 344])
+def test_an_engine_that_raises_is_an_item_error_where_the_original_says_zero(
+    draw, reward, golden, case_id
+):
+    cases = json.loads((golden / "ocr_reward.json").read_text())["cases"]
+    case = next(case for case in cases if case["id"] == case_id)
+    assert (case["recognized"], case["reward"]) == ("RAISE", 0.0)
+    poison = np.zeros((48, 48, 3), np.uint8)
 
-    class BrokenEngine:
-        identity = "broken"
+    class Engine:
+        identity = "raises"
 
         def read(self, images):
-            raise OSError("the model file is gone")
+            if any(image.shape == poison.shape for image in images):
+                raise RuntimeError("the network failed")
+            return reward.engine.read(images)
 
     scorer = ocr.SCORER(ocr.OcrSettings())
-    scorer.engine = BrokenEngine()
-    with pytest.raises(OSError, match="gone"):
-        scorer.score([sample(draw("HELLO"), 'A sign that says "HELLO" on a wall', scorer)])
+    scorer.engine = Engine()
+    images = [draw("HELLO", (96, 32), 20), poison, draw("HELLO", (96, 32), 20)]
+    samples = [sample(image, case["prompt"], scorer) for image in images]
+    before, failed, after = score_isolated(scorer.score, samples, lambda size: None)
+    assert isinstance(failed, ItemFailure)
+    assert failed.reason == Reason.MODEL_ERROR
+    assert isinstance(before, ItemScore)
+    assert before == after
+    assert before.value == 1.0
 
 
 def test_the_revision_changes_with_what_changes_scores(reward):

@@ -47,12 +47,13 @@ class Policy(Protocol):
         """(num_steps + 1,) float32 on the CPU, from 1 down to 0."""
         ...
 
-    def encode(self, prompts: list[str]) -> Conditioning:
-        """Conditioning on `device`; every distinct prompt is encoded once and cached."""
+    def prepare_prompts(self, prompts: list[str]) -> bool:
+        """Encodes prompts into host memory and frees the text encoders; False, and the encoders stay,
+        when model.prompt_cache_gb is too small for them."""
         ...
 
-    def release_text_encoders(self) -> None:
-        """Frees the encoders; afterwards only cached prompts can be encoded."""
+    def encode(self, prompts: list[str]) -> Conditioning:
+        """Conditioning on `device`, from the cache where possible."""
         ...
 
     def velocity(self, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:

@@ -126,9 +126,24 @@ class SD3Policy:
     def sigmas(self, num_steps: int) -> Tensor:
         return static_shift_sigmas(num_steps, self._pipeline.scheduler.config.shift)
 
+    def prepare_prompts(self, prompts: list[str]) -> bool:
+        wanted = list(dict.fromkeys([*prompts, ""] if self._config.guidance > 1 else prompts))
+        for start in range(0, len(wanted), ENCODE_BATCH):
+            if self._is_cache_full():
+                return False
+            self._encode_missing(wanted[start : start + ENCODE_BATCH])
+        for name in ("text_encoder", "text_encoder_2", "text_encoder_3"):
+            setattr(self._pipeline, name, None)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return True
+
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> Conditioning:
         missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._cache]
+        if missing and self._is_cache_full():
+            self._cache.clear()
+            missing = list(dict.fromkeys(prompts))
         for start in range(0, len(missing), ENCODE_BATCH):
             self._encode_missing(missing[start : start + ENCODE_BATCH])
         tokens, pooled = zip(*(self._cache[prompt] for prompt in prompts), strict=True)
@@ -136,6 +151,7 @@ class SD3Policy:
             torch.stack(tokens).to(self.device), torch.stack(pooled).to(self.device)
         )
 
+    @torch.no_grad()
     def _encode_missing(self, prompts: list[str]) -> None:
         if self._pipeline.text_encoder is None:
             raise RuntimeError(f"text encoders are released and {prompts[0]!r} is not cached")
@@ -151,13 +167,12 @@ class SD3Policy:
             # clone: a row is a view that would keep the whole batch alive
             self._cache[prompt] = (row.clone(), pooled_row.clone())
 
-    def release_text_encoders(self) -> None:
-        if self._config.guidance > 1:
-            self.encode([""])
-        for name in ("text_encoder", "text_encoder_2", "text_encoder_3"):
-            setattr(self._pipeline, name, None)
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+    def _is_cache_full(self) -> bool:
+        if not self._cache:
+            return False
+        tokens, pooled = next(iter(self._cache.values()))
+        bytes_each = tokens.nbytes + pooled.nbytes
+        return len(self._cache) * bytes_each > self._config.prompt_cache_gb * 1e9
 
     def velocity(self, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
         tokens, pooled = conditioning.tokens, conditioning.pooled

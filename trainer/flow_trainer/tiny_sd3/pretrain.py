@@ -27,6 +27,7 @@ from flow_trainer.tiny_sd3.words import PROMPT, splits
 BATCH, EMA_DECAY = 32, 0.998
 RANDOM_STRINGS = 0.7
 """Share of captions that are four random letters; the rest are training words."""
+PRETRAINING_WORDS = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +185,7 @@ def _signs(model: TinySD3, phase: Phase, rng: random.Random) -> tuple[Tensor, Te
     """Token ids (N, 14) and latents (N, 8, 8, 16) of captioned signs. Neither captions nor signs
     show a validation or held-out word."""
     train, validation, heldout = splits()
+    train = train[:PRETRAINING_WORDS]
     excluded = {*validation, *heldout}
 
     def words(count: int) -> list[str]:

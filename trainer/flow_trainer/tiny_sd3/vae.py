@@ -1,5 +1,7 @@
 """The small VAE: 64x32 pixels to latents (8, 8, 16), a factor of 4."""
 
+# diffusers annotates its arguments and results more narrowly than what it takes and gives
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
 from __future__ import annotations
 
 import random

@@ -1,0 +1,62 @@
+"""What the documents say is run and compared: commands, links, pictures."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from processes import ROOT, environment
+
+DOCUMENTS = sorted(
+    path
+    for path in ROOT.rglob("*.md")
+    if not any(
+        part.startswith(".") or part in ("runs", "golden") for part in path.relative_to(ROOT).parts
+    )
+)
+# Blocks marked `sh` are run; `console` marks what is only shown (long, or needs Docker or a GPU).
+BLOCK = re.compile(r"^```sh\n(.*?)^```", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def documents_with_commands() -> Iterator[Path]:
+    yield from (path for path in DOCUMENTS if BLOCK.search(path.read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name)
+def test_links_lead_somewhere(path: Path) -> None:
+    targets = LINK.findall(path.read_text(encoding="utf-8"))
+    missing = [t for t in targets if "://" not in t and not (path.parent / t).exists()]
+    assert not missing
+
+
+@pytest.mark.system
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("path", list(documents_with_commands()), ids=name)
+def test_commands_run(path: Path, tmp_path: Path) -> None:
+    """Runs a document's `sh` blocks as one script in a copy of the checkout's layout."""
+    for entry in ROOT.iterdir():
+        if entry.name not in ("runs", ".git"):
+            (tmp_path / entry.name).symlink_to(entry)
+    commands = "\n".join(BLOCK.findall(path.read_text(encoding="utf-8")))
+    script = f"set -euo pipefail\ntrap 'kill $(jobs -p) 2>/dev/null || true' EXIT\n{commands}"
+    bin_folder = str(Path(sys.executable).parent)
+    done = subprocess.run(
+        ["bash", "-c", script],
+        cwd=tmp_path,
+        env=environment(PATH=bin_folder + os.pathsep + os.environ["PATH"]),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, f"{commands}\n{done.stdout}\n{done.stderr}"

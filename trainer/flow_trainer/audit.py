@@ -1,0 +1,47 @@
+"""The audit log: what was scored how, by which revision, so that a reward's drift can be traced."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from flow_trainer.advantages import Advantages
+from flow_trainer.prompts import Prompt
+from flow_trainer.scoring import Scores
+from reward_api import ScoreBatch
+
+
+def audit_rows(
+    epoch: int,
+    prompts: list[Prompt],
+    images: np.ndarray,
+    scores: Scores,
+    advantages: Advantages,
+) -> Iterator[dict[str, Any]]:
+    """One row per sample of an epoch; `images` (B, H, W, 3) uint8, prompt-major."""
+    group = len(scores.values) // len(prompts)
+    values = advantages.values.flatten().tolist()
+    for row, image in enumerate(images):
+        yield {
+            "epoch": epoch,
+            "prompt": prompts[row // group].text,
+            "member": row % group,
+            "score": float(scores.values[row]) if scores.valid[row] else None,
+            "rewards": {name: _audit_reward(batch, row) for name, batch in scores.rewards.items()},
+            "advantage": values[row],
+            "image_sha256": hashlib.sha256(image.tobytes()).hexdigest(),
+        }
+
+
+def _audit_reward(batch: ScoreBatch, row: int) -> dict[str, Any]:
+    revision = "+".join(sorted(batch.revisions))
+    if not batch.valid[row]:
+        return {"error": str(batch.errors[row]), "revision": revision}
+    return {
+        "score": float(batch.values[row]),
+        **{name: float(values[row]) for name, values in batch.scores.items()},
+        "revision": revision,
+    }
