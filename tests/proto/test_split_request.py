@@ -33,6 +33,7 @@ def test_the_parts_are_the_whole(request_):
     without = request_from_proto(pb.ScoreRequest.FromString(rest))
     assert without.packed_images is None
     if request_.packed_images.data:
+        assert packed is not None
         assert packed.data.obj is data, "a slice, not a copy"
         assert without.model_copy(update={"packed_images": packed}) == whole
     else:  # proto3 may leave empty fields out
