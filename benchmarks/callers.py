@@ -13,6 +13,7 @@ import asyncio
 import base64
 import json
 import pickle
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -20,8 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-
-SIDE = 512
+from bare_server import ANSWER, LENGTH_BYTES, METHOD
 
 Call = Callable[[np.ndarray, list[str]], list[float]]
 """Scores uint8 [N, H, W, 3] for N prompts, over a connection of its own."""
@@ -56,12 +56,64 @@ def litserve_caller(url: str) -> Call:
     return call
 
 
+class BareSocketCaller:
+    """One connection, blocking."""
+
+    def __init__(self, url: str, work: Work) -> None:
+        host, _, port = url.rpartition("/")[2].rpartition(":")
+        self._socket = socket.create_connection((host, int(port)))
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._data = work.images.reshape(-1).data
+
+    def run(self, seconds: float) -> list[float]:
+        latencies = []
+        ends = time.perf_counter() + seconds
+        while (started := time.perf_counter()) < ends:
+            self._socket.sendall(len(self._data).to_bytes(LENGTH_BYTES, "big"))
+            self._socket.sendall(self._data)
+            _check_bare(self._socket.recv(len(ANSWER), socket.MSG_WAITALL))
+            latencies.append(time.perf_counter() - started)
+        return latencies
+
+
+class BareGrpcCaller:
+    """One grpc.aio channel, bytes that exist already."""
+
+    def __init__(self, url: str, work: Work) -> None:
+        self._target = url.rpartition("/")[2]
+        self._data = work.images.tobytes()
+        self._runner = asyncio.Runner()
+        self._call = self._runner.run(self._connect())
+
+    async def _connect(self) -> Any:
+        import grpc
+
+        options = [("grpc.max_send_message_length", -1)]
+        return grpc.aio.insecure_channel(self._target, options).unary_unary(METHOD)
+
+    def run(self, seconds: float) -> list[float]:
+        return self._runner.run(self._run(seconds))
+
+    async def _run(self, seconds: float) -> list[float]:
+        latencies = []
+        ends = time.perf_counter() + seconds
+        while (started := time.perf_counter()) < ends:
+            _check_bare(await self._call(self._data))
+            latencies.append(time.perf_counter() - started)
+        return latencies
+
+
+def _check_bare(answer: bytes) -> None:
+    if answer != ANSWER:
+        raise ValueError(f"got {answer!r}, not {ANSWER!r}")
+
+
 class Work:
     """What every caller sends, and the answer it must get."""
 
-    def __init__(self, images: int) -> None:
+    def __init__(self, images: int, side: int) -> None:
         rng = np.random.default_rng(0)
-        self.images = rng.integers(0, 256, (images, SIDE, SIDE, 3), np.uint8)
+        self.images = rng.integers(0, 256, (images, side, side, 3), np.uint8)
         self.prompts = ['a sign that says "benchmark"'] * images
         self._expected = self.images[:, 0, 0, 0].astype(float).tolist()
 
@@ -132,19 +184,35 @@ def _serve(callers: Any, images: int) -> None:
         print(json.dumps(report), flush=True)
 
 
+KINDS = ("http", "grpc", "flask", "litserve", "bare-socket", "bare-grpc")
+
+
+def _make_callers(kind: str, url: str, count: int, work: Work) -> Any:
+    match kind:
+        case "http" | "grpc":
+            return OurCallers(url, count, work)
+        case "flask":
+            return ThreadCallers(flask_caller, url, count, work)
+        case "litserve":
+            return ThreadCallers(litserve_caller, url, count, work)
+        case "bare-socket":
+            return BareSocketCaller(url, work)
+        case "bare-grpc":
+            return BareGrpcCaller(url, work)
+        case _:
+            raise ValueError(f"kind={kind!r}: choose one of {KINDS}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Calls a service and reports what that cost.")
-    parser.add_argument("kind", choices=("http", "grpc", "flask", "litserve"))
+    parser.add_argument("kind", choices=KINDS)
     parser.add_argument("url")
     parser.add_argument("--images", type=int, required=True, help="images of a call")
+    parser.add_argument("--side", type=int, default=512, help="of an image, pixels (%(default)s)")
     parser.add_argument("--callers", type=int, required=True, help="calls at a time")
     options = parser.parse_args()
-    work = Work(options.images)
-    if options.kind in ("http", "grpc"):
-        callers: Any = OurCallers(options.url, options.callers, work)
-    else:
-        make_call = {"flask": flask_caller, "litserve": litserve_caller}[options.kind]
-        callers = ThreadCallers(make_call, options.url, options.callers, work)
+    work = Work(options.images, options.side)
+    callers = _make_callers(options.kind, options.url, options.callers, work)
     _serve(callers, options.images)
 
 

@@ -44,6 +44,9 @@ TUNED_MALLOC = {
     "MALLOC_TOP_PAD_": str(64 * 2**20),
 }
 
+# The others print a line `ready URL ...`.
+_HAVE_HEALTH_ROUTE = ("flask", "litserve")
+
 _PACKAGES = ("grpcio", "protobuf", "fastapi", "uvicorn", "numpy", "flask", "gunicorn", "litserve")
 
 
@@ -77,6 +80,11 @@ def sync_worker(name: str, **variables: str) -> Contender:
 
 def litserve_server(name: str, *flags: str) -> Contender:
     return Contender(name, "litserve", ("litserve_server.py", "--port", "{port}", *flags))
+
+
+def bare_server(kind: str, name: str) -> Contender:
+    """What the transport alone costs: "socket" or "grpc"."""
+    return Contender(name, f"bare-{kind}", ("bare_server.py", kind))
 
 
 @dataclass
@@ -133,9 +141,8 @@ class Round:
 class Bench:
     """Starts contenders; on leaving, stops all that it started."""
 
-    def __init__(self, *, images: int, callers: int) -> None:
-        self._images = images
-        self._callers = callers
+    def __init__(self, *, images: int, callers: int, side: int) -> None:
+        self._sizes = {"--images": images, "--callers": callers, "--side": side}
         self._exit = contextlib.ExitStack()
 
     def __enter__(self) -> Bench:
@@ -161,7 +168,7 @@ class Bench:
             )
         self._exit.callback(_stop_group, server)
         url = _wait_ready(contender, server, log, port)
-        sizes = ["--images", str(self._images), "--callers", str(self._callers)]
+        sizes = [f"{flag}={number}" for flag, number in self._sizes.items()]
         caller = subprocess.Popen(
             [sys.executable, "callers.py", contender.caller, url, *sizes],
             cwd=HERE,
@@ -219,12 +226,13 @@ def _wait_ready(contender: Contender, server: subprocess.Popen, log: Path, port:
     """The URL for callers."""
     deadline = time.monotonic() + _START_S
     while server.poll() is None and time.monotonic() < deadline:
-        if contender.caller in ("http", "grpc"):
-            for line in log.read_text().splitlines():
-                if line.startswith("ready "):
+        if contender.caller in _HAVE_HEALTH_ROUTE:
+            if _is_healthy(f"http://127.0.0.1:{port}/health"):
+                return f"http://127.0.0.1:{port}"
+        else:
+            for line in log.read_text().splitlines(keepends=True):
+                if line.startswith("ready ") and line.endswith("\n"):
                     return next(u for u in line.split() if u.startswith(contender.caller + ":"))
-        elif _is_healthy(f"http://127.0.0.1:{port}/health"):
-            return f"http://127.0.0.1:{port}"
         time.sleep(0.1)
     tail = "\n".join(log.read_text().splitlines()[-20:])
     raise BenchmarkFailed(f"{contender.name} did not become ready:\n{tail}")
@@ -258,6 +266,7 @@ def _note(text: str) -> None:
 def add_common_options(parser: argparse.ArgumentParser, *, rounds: int) -> None:
     parser.add_argument("--rounds", type=int, default=rounds, help="turns of each (%(default)s)")
     parser.add_argument("--seconds", type=float, default=1.0, help="length of a turn (%(default)s)")
+    parser.add_argument("--side", type=int, default=512, help="of an image, pixels (%(default)s)")
     parser.add_argument(
         "--only", nargs="+", metavar="NAME", help="only those whose name contains one of these"
     )
@@ -284,7 +293,8 @@ def conditions(options: argparse.Namespace) -> str:
     command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
     load = os.getloadavg()[0]
     return (
-        f"`{command}` ({options.rounds} rounds of {options.seconds:g} s), "
+        f"`{command}` ({options.rounds} rounds of {options.seconds:g} s, {options.side} x "
+        f"{options.side} pixels), "
         f"{datetime.date.today().isoformat()}, {_cpu_model()}, {os.cpu_count()} cores, "
         f"load {load:.1f}, Python {platform.python_version()}, "
         + ", ".join(f"{name} {v}" for name, v in _versions())

@@ -20,6 +20,7 @@ from harness import (
     BenchmarkFailed,
     Running,
     add_common_options,
+    bare_server,
     chosen,
     conditions,
     litserve_server,
@@ -37,6 +38,8 @@ CONTENDERS = (
     our_service("grpc", "this service, gRPC"),
     sync_worker("Flask + pickle, gunicorn sync worker"),
     litserve_server("LitServe, JSON + base64"),
+    bare_server("socket", "a TCP socket alone"),
+    bare_server("grpc", "grpc.aio alone"),
 )
 
 # CPU ms per image that server and client may each take, with tuned malloc.
@@ -51,7 +54,7 @@ def main() -> None:
     add_common_options(parser, rounds=8)
     options = parser.parse_args()
     contenders = chosen(CONTENDERS, options.only)
-    with Bench(images=BATCH, callers=1) as bench:
+    with Bench(images=BATCH, callers=1, side=options.side) as bench:
         pairs = [(bench.start(c), bench.start(c, TUNED_MALLOC)) for c in contenders]
         take_turns(
             (one for pair in pairs for one in pair), rounds=options.rounds, seconds=options.seconds

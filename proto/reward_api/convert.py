@@ -15,6 +15,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from google.protobuf.message import DecodeError
 from google.protobuf.struct_pb2 import NULL_VALUE, ListValue, Struct, Value
 from pydantic import ValidationError
 
@@ -68,6 +69,76 @@ def serialize_request(request: ScoreRequest) -> bytes:
             pb.ScoreRequest.PACKED_IMAGES_FIELD_NUMBER, [shape.SerializeToString(), *data]
         )
     return b"".join(parts)
+
+
+def split_request(data: bytes) -> tuple[bytes, PackedImages | None]:
+    """A serialized request without its packed images, and those with their pixels as a slice of
+    `data`: protobuf's own parser would copy them twice.
+
+    Anything unusual (no packed images, several, not well-formed) is left in the first part, for
+    protobuf to judge.
+    """
+    view = memoryview(data)
+    try:
+        outer = _cut(view, pb.ScoreRequest.PACKED_IMAGES_FIELD_NUMBER)
+        inner = outer and _cut(outer[1], pb.PackedImages.DATA_FIELD_NUMBER)
+        if not outer or not inner:
+            return data, None
+        shape = pb.PackedImages.FromString(inner[0])
+        packed = PackedImages(
+            data=inner[1],
+            count=shape.count,
+            height=shape.height,
+            width=shape.width,
+            channels=shape.channels or 3,
+        )
+    except (IndexError, ValueError, DecodeError):
+        return data, None
+    return outer[0], packed
+
+
+def _cut(view: memoryview, number: int) -> tuple[bytes, memoryview] | None:
+    """A message without its field `number`, and that field's content; None unless there is exactly
+    one. Raises IndexError or ValueError when the message is malformed."""
+    found: tuple[int, int, int] | None = None
+    position = 0
+    while position < len(view):
+        start = position
+        tag, position = _varint(view, position)
+        match tag & 7:
+            case 0:
+                length, position = 0, _varint(view, position)[1]
+            case 1:
+                length = 8
+            case 2:
+                length, position = _varint(view, position)
+            case 5:
+                length = 4
+            case _:
+                raise ValueError("a group")
+        content, position = position, position + length
+        if tag == number << 3 | 2:
+            if found:
+                return None
+            found = start, content, position
+    if position > len(view):
+        raise ValueError("the message ends within a field")
+    if not found:
+        return None
+    start, content, end = found
+    return b"".join((view[:start], view[end:])), view[content:end]
+
+
+def _varint(view: memoryview, position: int) -> tuple[int, int]:
+    """The number that starts there, and where it ends."""
+    number = 0
+    for shift in range(0, 70, 7):
+        byte = view[position]
+        position += 1
+        number |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return number, position
+    raise ValueError("a number of more than ten bytes")
 
 
 def request_from_proto(message: pb.ScoreRequest) -> ScoreRequest:

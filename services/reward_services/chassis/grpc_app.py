@@ -9,7 +9,12 @@ from typing import NoReturn
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from reward_api.convert import metadata_to_proto, request_from_proto, response_to_proto
+from reward_api.convert import (
+    metadata_to_proto,
+    request_from_proto,
+    response_to_proto,
+    split_request,
+)
 from reward_api.errors import InvalidRequest, Reason, RewardError
 from reward_api.messages import ScoreRequest
 from reward_api.v1 import reward_pb2
@@ -51,10 +56,13 @@ class RewardServicer:
             await _abort(context, error)
 
     async def _parse(self, data: bytes) -> ScoreRequest:
-        if len(data) <= _INLINE_PARSE_BYTES:
-            return _parse(data)
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._service.pool, _parse, data)
+        rest, packed = split_request(data)
+        if len(rest) <= _INLINE_PARSE_BYTES:
+            request = _parse(rest)
+        else:
+            loop = asyncio.get_running_loop()
+            request = await loop.run_in_executor(self._service.pool, _parse, rest)
+        return request if packed is None else request.model_copy(update={"packed_images": packed})
 
     def handler(self) -> grpc.GenericRpcHandler:
         return grpc.method_handlers_generic_handler(

@@ -12,9 +12,10 @@ from starlette.requests import Request
 from starlette.types import Receive
 
 from reward_api.errors import InvalidRequest, Reason, RewardError
-from reward_services.chassis.http_protocol import body_sink
+from reward_services.chassis.http_protocol import receive_into
 
-_FIRST_BYTES = 64 * 1024
+# Below this, changing the way a body is received costs more than it saves.
+_RECEIVE_INTO_BYTES = 128 * 1024
 
 
 def integer_header(headers: Headers, name: str, *, minimum: int) -> int | None:
@@ -43,44 +44,32 @@ def expected_bytes(headers: Headers, limit: int) -> int:
 async def read_body(request: Request, limit: int) -> memoryview:
     """The body, at most `limit` bytes. Raises InvalidRequest (REQUEST_TOO_LARGE), RewardError
     (CANCELLED) when the caller goes away before its end."""
-    is_length_known = "content-length" in request.headers
-    body = _Body(expected_bytes(request.headers, limit) if is_length_known else 0, limit)
-    # A known length cannot be exceeded: the parser ends the body there.
-    sink = body_sink(request.scope) if is_length_known else None
-    try:
-        while True:
-            message = await request.receive()
-            if message["type"] == "http.disconnect":
+    headers = request.headers
+    has_length = "content-length" in headers and "transfer-encoding" not in headers
+    # Not a bytearray: there is no need to fill megabytes with zeros.
+    view = np.empty(expected_bytes(headers, limit) if has_length else 0, np.uint8).data
+    take_rest = receive_into(request.scope) if has_length else None
+    size = 0
+    while True:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise client_gone()
+        chunk = message.get("body", b"")
+        end = size + len(chunk)
+        if end > limit:
+            raise _too_large(limit)
+        if end > len(view):  # no Content-Length: grow by doubling
+            larger = np.empty(min(limit, max(2 * end, 65536)), np.uint8).data
+            larger[:size] = view[:size]
+            view = larger
+        view[size:end] = chunk
+        size = end
+        if not message.get("more_body", False):
+            return view[:size].toreadonly()
+        if take_rest is not None and len(view) - size >= _RECEIVE_INTO_BYTES:
+            if not await take_rest(view[size:]):
                 raise client_gone()
-            body.write(message.get("body", b""))
-            if not message.get("more_body", False):
-                return body.view()
-            if sink is not None:
-                sink.write = body.write
-    finally:
-        if sink is not None:
-            sink.write = None
-
-
-class _Body:
-    def __init__(self, length: int, limit: int) -> None:
-        self._buffer = np.empty(length, np.uint8)  # unlike bytearray, not filled with zeros first
-        self._size = 0
-        self._limit = limit
-
-    def write(self, chunk: bytes) -> None:
-        end = self._size + len(chunk)
-        if end > self._limit:
-            raise _too_large(self._limit)
-        if end > len(self._buffer):  # no Content-Length: grow by doubling
-            grown = np.empty(min(self._limit, max(2 * end, _FIRST_BYTES)), np.uint8)
-            grown[: self._size] = self._buffer[: self._size]
-            self._buffer = grown
-        self._buffer.data[self._size : end] = chunk
-        self._size = end
-
-    def view(self) -> memoryview:
-        return self._buffer.data[: self._size].toreadonly()
+            return view.toreadonly()
 
 
 @contextlib.asynccontextmanager

@@ -13,7 +13,7 @@ import uvicorn
 
 from reward_services.chassis.auth import HttpAuth, TokenCheck, uvicorn_tls
 from reward_services.chassis.http_app import create_app
-from reward_services.chassis.http_protocol import DirectBodyProtocol
+from reward_services.chassis.http_protocol import HttpProtocol
 from reward_services.chassis.service import RewardService
 
 _BACKLOG = 2048
@@ -35,7 +35,7 @@ class HttpFront:
         self._settings = service.settings
         self._config = uvicorn.Config(
             HttpAuth(app, check) if check else app,
-            http=DirectBodyProtocol,
+            http=HttpProtocol,
             loop="none",
             ws="none",
             lifespan="off",

@@ -59,6 +59,15 @@ class Intake:
         if request.packed_images is not None:
             _check_packed(request, request.packed_images, self._settings)
 
+    def is_trivial(self, request: ScoreRequest) -> bool:
+        """Whether preparing the request only slices buffers: less work than handing it over."""
+        if self._has_prepare or any(item.metadata for item in request.items):
+            return False
+        if request.packed_images is not None:
+            return request.packed_images.channels == 3
+        images = [item.image for item in request.items]
+        return all(i is None or (i.is_raw and i.channels == 3) for i in images)
+
     def spans(self, request: ScoreRequest) -> list[range]:
         """How the items are spread over the pool: in one piece where nothing is computed."""
         count = len(request.items)

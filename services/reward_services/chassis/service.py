@@ -224,6 +224,8 @@ class RewardService:
         priority = request.priority or DEFAULT_PRIORITY
         self.check_ready()
         self._intake.check(self.name, request)
+        if limit_s <= 0:
+            raise DeadlineExceeded(Reason.DEADLINE, "the deadline was over when the call arrived")
         self._batcher.check_deadline(priority, limit_s)
         with self.admission.hold_items(len(request.items)):
             try:
@@ -252,10 +254,11 @@ class RewardService:
         started = time.monotonic()
         ticket = self._batcher.open(len(request.items), priority)
         try:
-            spans = self._intake.spans(request)
-            if len(spans) == 1:
-                await self._prepare(ticket, request, spans[0])
+            if self._intake.is_trivial(request):
+                everything = range(len(request.items))
+                ticket.submit(0, self._intake.prepare(request, everything, lambda: True))
             else:
+                spans = self._intake.spans(request)
                 await asyncio.gather(*(self._prepare(ticket, request, span) for span in spans))
             decode_s = time.monotonic() - started
             outcomes = await ticket.outcomes()

@@ -14,6 +14,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from reward_api.convert import request_to_proto
 from reward_api.framing import encode_request
+from reward_api.messages import Image, Item, ScoreRequest
 from reward_api.v1 import reward_pb2, reward_pb2_grpc
 
 TOKEN = "s3cret-token"
@@ -125,6 +126,16 @@ async def test_tls_on_both_ports(serve, certificates):
     async with grpc.aio.secure_channel(running.grpc_target, _credentials(certificates)) as channel:
         stub: Any = reward_pb2_grpc.RewardServiceStub(channel)
         assert (await stub.GetMetadata(reward_pb2.GetMetadataRequest())).name == "fake"
+
+
+async def test_tls_with_a_body_that_is_received_into_its_buffer(serve, certificates):
+    running = await serve(**_tls_settings(certificates))
+    picture = Image(data=bytes(300 * 400 * 3), height=300, width=400)
+    request = ScoreRequest(items=[Item(image=picture)] * 4)
+    async with _https(running, certificates) as client:
+        for _ in range(2):
+            response = await client.post("/v1/score", **_post_arguments(request))
+            assert [r["score"]["value"] for r in response.json()["results"]] == [0.0] * 4
 
 
 async def test_mutual_tls_refuses_strangers(serve, certificates):
