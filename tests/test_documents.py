@@ -30,7 +30,18 @@ def name(path: Path) -> str:
 
 
 def documents_with_commands() -> Iterator[Path]:
-    yield from (path for path in DOCUMENTS if BLOCK.search(path.read_text(encoding="utf-8")))
+    for path in DOCUMENTS:
+        # proto/README.md needs services of its own: tests/proto runs its commands
+        if path.parent.name != "proto" and BLOCK.search(path.read_text(encoding="utf-8")):
+            yield path
+
+
+def runnable(line: str) -> str:
+    """A server that a reader would leave running is started in the background, until it is ready."""
+    port = re.search(r"--http-port (\d+)", line)
+    if not line.startswith("reward-serve ") or port is None or line.endswith("&"):
+        return line
+    return f"{line} &\nreward-score --reward http://127.0.0.1:{port[1]} --wait"
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=name)
@@ -48,8 +59,10 @@ def test_commands_run(path: Path, tmp_path: Path) -> None:
     for entry in ROOT.iterdir():
         if entry.name not in ("runs", ".git"):
             (tmp_path / entry.name).symlink_to(entry)
-    commands = "\n".join(BLOCK.findall(path.read_text(encoding="utf-8")))
-    script = f"set -euo pipefail\ntrap 'kill $(jobs -p) 2>/dev/null || true' EXIT\n{commands}"
+    blocks = "\n".join(BLOCK.findall(path.read_text(encoding="utf-8")))
+    commands = "\n".join(runnable(line) for line in blocks.splitlines())
+    # the services end before the script does, so that the next document finds the ports free
+    script = f"set -euo pipefail\ntrap 'kill $(jobs -p) 2>/dev/null || true; wait' EXIT\n{commands}"
     bin_folder = str(Path(sys.executable).parent)
     done = subprocess.run(
         ["bash", "-c", script],
