@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image
 
 CLIP_SIDE = 224
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+CLIP_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
+CLIP_STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 
 Crop = Literal["floor", "round"]
 
@@ -41,5 +41,5 @@ def _margin(spare: int, crop: Crop) -> int:
 def clip_normalise(crops: Sequence[np.ndarray]) -> np.ndarray:
     """N crops (side, side, 3) uint8 -> (N, 3, side, side) float32 with CLIP's mean and deviation."""
     pixels = np.stack(crops).astype(np.float32) / np.float32(255)
-    pixels = (pixels - np.float32(CLIP_MEAN)) / np.float32(CLIP_STD)
+    pixels = (pixels - CLIP_MEAN) / CLIP_STD
     return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
