@@ -102,7 +102,14 @@ def scripted_engine(
 ) -> Iterator[ScriptedEngine]:
     """Serves on a free port of loopback until the block ends."""
     engine = ScriptedEngine(script, **options)
-    config = uvicorn.Config(engine.app(), port=0, log_level="critical", ws="none", lifespan="off")
+    config = uvicorn.Config(
+        engine.app(),
+        port=0,
+        log_level="critical",
+        ws="none",
+        lifespan="off",
+        timeout_graceful_shutdown=1,
+    )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
