@@ -5,11 +5,13 @@ Their tokenizer knows bytes only, so they answer in bytes; `teach` makes one ans
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers as tf
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 _CHAT = (
@@ -179,3 +181,80 @@ def teach(folder: Path, chat: str, image: Any, answer: str) -> None:
     else:
         raise AssertionError("the judge does not learn its answer")
     model.save_pretrained(folder)
+
+
+def llava_next(folder: Path) -> dict[str, torch.Tensor]:
+    """A judge as LLaVA-NeXT saves it: real vision tower but for its depth, tiny language model.
+    Returns the weights under transformers' names."""
+    folder.mkdir(exist_ok=True)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {character: i for i, character in enumerate(alphabet)}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    marks = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    added = {str(256 + i): {"content": mark, "special": True} for i, mark in enumerate(marks)}
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps(
+            {
+                "tokenizer_class": "Qwen2Tokenizer",
+                "added_tokens_decoder": added,
+                "eos_token": "<|im_end|>",
+                "pad_token": "<|endoftext|>",
+            }
+        )
+    )
+    text = {
+        "vocab_size": 264,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 32768,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1000000.0,
+        "tie_word_embeddings": False,
+    }
+    (folder / "config.json").write_text(
+        json.dumps(
+            {
+                "architectures": ["LlavaQwenForCausalLM"],
+                "model_type": "llava",
+                "torch_dtype": "float32",
+                "mm_vision_tower": "google/siglip-so400m-patch14-384",
+                "image_aspect_ratio": "anyres_max_9",
+                "image_grid_pinpoints": [[384, 384], [384, 768], [768, 384], [768, 768]],
+                **text,
+            }
+        )
+    )
+    torch.manual_seed(0)
+    config = tf.LlavaOnevisionConfig(
+        text_config={"model_type": "qwen2", "bos_token_id": None, "eos_token_id": None, **text},
+        vision_config={
+            "model_type": "siglip_vision_model",
+            "hidden_size": 1152,
+            "intermediate_size": 4304,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 16,
+            "image_size": 384,
+            "patch_size": 14,
+            "vision_use_head": False,
+        },
+    )
+    with torch.device("meta"):  # only for names and shapes: its own initialisation is slow
+        shapes = tf.LlavaOnevisionForConditionalGeneration(config).state_dict()
+    weights = {name: 0.02 * torch.randn(shape.shape) for name, shape in shapes.items()}
+    names = {
+        "model.vision_tower.": "model.vision_tower.vision_tower.vision_model.",
+        "model.multi_modal_projector.linear_1.": "model.mm_projector.0.",
+        "model.multi_modal_projector.linear_2.": "model.mm_projector.2.",
+        "model.language_model.": "model.",
+    }
+    published = {}
+    for name, tensor in weights.items():
+        prefix = next((old for old in names if name.startswith(old)), "")
+        published[names.get(prefix, "") + name.removeprefix(prefix)] = tensor
+    head = "model.vision_tower.vision_tower.vision_model.head.probe"
+    save_file({**published, head: torch.zeros(1, 1, 1152)}, folder / "model.safetensors")
+    return weights

@@ -47,16 +47,12 @@ class HttpEngine:
         assert settings.engine_url is not None
         self._settings = settings
         self._url = settings.engine_url.rstrip("/")
-        self._model = model
         key = settings.api_key
         self._headers = {"Authorization": f"Bearer {key.get_secret_value()}"} if key else {}
         # Reading the certificate store takes longer than a small batch: once, and only for TLS.
         self._verify = httpx.create_ssl_context() if self._url.startswith("https:") else False
         served = asyncio.run(self._wait_for_models(settings.engine_wait_s))
-        if model not in served:
-            names = ", ".join(served) or "no model"
-            raise EngineError(f"set model: the engine at {self._url} serves {names}, not {model}")
-        self.identity = model
+        self.identity = self._model = _pick(model, served, self._url)
 
     def question(self, image: np.ndarray, text: str) -> bytes:
         """The body of the request."""
@@ -162,6 +158,14 @@ class HttpEngine:
                 f"{self._url}/models is no list of models (status {response.status_code}): the "
                 "engine's URL ends in /v1"
             ) from None
+
+
+def _pick(model: str, served: Sequence[str], url: str) -> str:
+    """The served name of the model: engines call one by its name, its repository or its folder."""
+    for name in served:
+        if name.rpartition("/")[2] == model.rpartition("/")[2]:
+            return name
+    raise EngineError(f"set model: {url} serves {', '.join(served) or 'nothing'}, not {model}")
 
 
 def _answer(response: httpx.Response) -> Answer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 from reward_api.errors import ItemFailure, Reason
 from reward_services.chassis.weights import fetch_weights
 from reward_services.unifiedreward.engine import Answer, picture
+from reward_services.unifiedreward.llava_layout import is_llava_next, load_llava_next
 from reward_services.unifiedreward.settings import UnifiedRewardSettings
 
 # Weights; configurations and tokenizers (.json), chat templates (.jinja), merges (.txt).
@@ -23,23 +25,21 @@ Question = tuple[Image.Image, str]
 
 
 class LocalEngine:
-    """Greedy generation in batches. Whatever transformers knows as image-text-to-text will do:
-    Qwen2.5-VL, Qwen3-VL, LLaVA-OneVision."""
+    """Greedy generation in batches. Whatever transformers knows as image-text-to-text will do
+    (Qwen2.5-VL, Qwen3-VL, LLaVA-OneVision), and LLaVA-NeXT's own checkpoints."""
 
     def __init__(self, settings: UnifiedRewardSettings, source: str, device: str) -> None:
         """Raises WeightsError before it loads torch."""
         weights = fetch_weights(source, revision=settings.weights_revision, files=_FILES)
         import torch
-        from transformers import AutoModelForImageTextToText, AutoProcessor
 
         self.identity = weights.identity
         self._image_size = settings.image_size
         self._max_tokens = settings.max_tokens
-        self._processor = AutoProcessor.from_pretrained(weights.folder)
+        dtype = settings.dtype if settings.dtype == "auto" else getattr(torch, settings.dtype)
+        self._processor, model = _load(weights.folder, dtype)
         # Answers start where prompts end: at the same place for the whole batch.
         self._processor.tokenizer.padding_side = "left"
-        dtype = settings.dtype if settings.dtype == "auto" else getattr(torch, settings.dtype)
-        model: Any = AutoModelForImageTextToText.from_pretrained(weights.folder, dtype=dtype)
         self._model = model.to(device).eval()
         ends = model.generation_config.eos_token_id
         self._ends = {ends} if isinstance(ends, int) else set(ends or ())
@@ -90,3 +90,13 @@ class LocalEngine:
             Answer(text.strip(), is_cut=self._ends.isdisjoint(row))
             for text, row in zip(texts, tokens.tolist(), strict=True)
         ]
+
+
+def _load(folder: Path, dtype: Any) -> tuple[Any, Any]:
+    """Processor and model."""
+    if is_llava_next(folder):
+        return load_llava_next(folder, dtype)
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype)
+    return AutoProcessor.from_pretrained(folder), model

@@ -36,7 +36,7 @@ class UnifiedRewardSettings(ScorerSettings):
     """base URL of an OpenAI-compatible engine, as http://127.0.0.1:17140/v1; none: the model runs in
     this process"""
     model: str | None = None
-    """engine only: name under which it serves the model; none: the family's"""
+    """engine only: the model's name there, with or without the folder before it; none: the family's"""
     api_key: SecretStr | None = None
     """engine only: the key that it asks for"""
     concurrency: int = Field(default=32, ge=1, le=1024)

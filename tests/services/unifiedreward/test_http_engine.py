@@ -246,7 +246,7 @@ def test_the_engine_is_checked_at_the_start():
             load()
         with pytest.raises(EngineError, match=r"serves other, not UnifiedReward-7b-v1\.5"):
             load(api_key="sesame")
-        load(api_key="sesame", model="other")
+        load(api_key="sesame", model="folder/other")
         with pytest.raises(EngineError, match="ends in /v1"):
             SCORER(UnifiedRewardSettings(engine_url=engine.url.removesuffix("/v1"))).load("cpu")
         url = engine.url
