@@ -6,6 +6,7 @@ import asyncio
 import base64
 import io
 import json
+import logging
 import random
 import time
 from collections.abc import Sequence
@@ -17,6 +18,9 @@ import numpy as np
 from reward_api.errors import ItemFailure, Reason
 from reward_services.unifiedreward.engine import Answer, picture
 from reward_services.unifiedreward.settings import UnifiedRewardSettings
+
+# A line per request and attempt, of which there is at least one per item.
+logging.getLogger("httpx").setLevel(logging.WARNING)
 
 _FIRST_DELAY_S = 0.5
 _LONGEST_DELAY_S = 10.0

@@ -26,7 +26,7 @@ class Family:
     """What `read` finds in a complete answer. All are on the scale 1 to 5."""
     published_prompt: str = ""
     """SHA-256 of the published template with `{prompt}` in the caption's place."""
-    license: str = "Apache-2.0"
+    license: str = "MIT"
 
     @property
     def model(self) -> str:
@@ -49,9 +49,9 @@ FAMILIES = {
         read=read_final_score,
         published_prompt="f56f919ce3bc6aab3c173a5f836defe195e17e9614753e8b4c3dc2405bd4975b",
     ),
-    # UnifiedReward 2.0 on Qwen2.5-VL or Qwen3-VL.
+    # UnifiedReward 2.0, on Qwen2.5-VL or Qwen3-VL.
     "acs": Family(
-        weights="CodeGoat24/UnifiedReward-2.0-qwen3vl-8b",
+        weights="CodeGoat24/UnifiedReward-2.0-qwen-7b",
         prompt=prompts.AXES,
         read=read_axes,
         marks=AXES,
@@ -61,5 +61,6 @@ FAMILIES = {
         weights="Qwen/Qwen2.5-VL-7B-Instruct",
         prompt=prompts.GRADE,
         read=read_score_tag,
+        license="Apache-2.0",
     ),
 }
