@@ -26,9 +26,10 @@ _FLAGS = (
     "--disable-sync",
     "--remote-debugging-pipe",
 )
-# Chromium reads commands from descriptor 3 and writes to 4; the pipes' own numbers may be any.
+# Chromium reads commands from descriptor 3 and writes to 4; the pipes' own may be these, crosswise.
 _LAUNCH = (
-    "import os, sys; r, w = (os.dup(int(n)) for n in sys.argv[1:3]); "
+    "import os, sys; from fcntl import F_DUPFD, fcntl; "
+    "r, w = (fcntl(int(n), F_DUPFD, 10) for n in sys.argv[1:3]); "
     "os.dup2(r, 3); os.dup2(w, 4); os.execv(sys.argv[3], sys.argv[3:])"
 )
 _WAIT_S = 30

@@ -7,7 +7,8 @@ function showAnswer(score, timing, roundTripMs) {
   $("score-value").textContent = numberText(score.value);
   $("score-value").title = String(score.value);
   $("score-bar").replaceChildren(...barOf(score.value, main));
-  $("score-description").textContent = main.description ?? "";
+  const isExplainedBelow = about.sub_scores.some(({ name }) => name === main.name);
+  $("score-description").textContent = isExplainedBelow ? "" : (main.description ?? "");
   $("sub-scores").replaceChildren(...Object.entries(score.scores ?? {}).map(subScore));
   showDetails(score.details ?? {});
   showTiming(timing ?? {}, roundTripMs);
@@ -23,10 +24,11 @@ function clearAnswer() {
 
 function subScore([name, value]) {
   const range = about.sub_scores.find((known) => known.name === name) ?? { name };
+  const hint = (tag, text) => element(tag, { className: "hint" }, text);
   return element(
     "div",
-    { title: range.description ?? "" },
-    element("dt", {}, name, " ", element("span", { className: "hint" }, rangeText(range))),
+    {},
+    element("dt", {}, name, " ", hint("span", rangeText(range)), hint("p", range.description ?? "")),
     element("dd", {}, numberText(value), ...barOf(value, range)),
   );
 }

@@ -186,8 +186,9 @@ function showAbout(metadata) {
   ].filter(Boolean).join(" · ");
   if (metadata.metadata_schema && $("metadata-field").hidden) {
     $("metadata-field").hidden = false;
-    const example = exampleOf(JSON.parse(metadata.metadata_schema));
-    $("metadata").value = readableJson(example ?? {});
+    const example = readableJson(exampleOf(JSON.parse(metadata.metadata_schema)) ?? {});
+    $("metadata").value = example;
+    $("metadata").rows = Math.min(example.split("\n").length, 16);
   }
   showSnippets();
 }
@@ -330,4 +331,5 @@ for (const name of ["dragover", "dragleave", "drop"])
     if (name === "drop") chooseImage(event.dataTransfer.files[0]);
   });
 
+showSnippets();
 loadMetadata();

@@ -6,11 +6,13 @@ function curlSnippet(call) {
   const fields = [`"prompt": ${inHereDocument(JSON.stringify(prompt))}`];
   if (metadata) fields.push(`"metadata": ${inHereDocument(JSON.stringify(metadata))}`);
   fields.push(`"image": "$(base64 < ${shellQuoted(fileName)} | tr -d '\\n')"`);
-  const token = usesToken ? ' -H "Authorization: Bearer $REWARD_TOKEN"' : "";
-  return (
-    `curl -sS ${shellQuoted(`${url}/v1/score`)} -H 'Content-Type: application/json'${token} ` +
-    `--data-binary @- <<END\n{"items": [{${fields.join(", ")}}], "include_details": true}\nEND`
-  );
+  return [
+    `curl -sS ${shellQuoted(`${url}/v1/score`)} \\`,
+    ...(usesToken ? ['  -H "Authorization: Bearer $REWARD_TOKEN" \\'] : []),
+    "  -H 'Content-Type: application/json' --data-binary @- <<END",
+    `{"items": [{${fields.join(", ")}}], "include_details": true}`,
+    "END",
+  ].join("\n");
 }
 
 /** Python with this project's client. `call` as above. */
