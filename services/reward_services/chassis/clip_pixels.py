@@ -1,0 +1,45 @@
+"""CLIP's image preprocessing: shorter side to 224 by bicubic, center crop, normalise.
+
+Split where the chassis wants it: `clip_crop` is work of one image (Scorer.prepare, in the thread
+pool), `clip_normalise` makes the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+CLIP_SIDE = 224
+CLIP_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
+CLIP_STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
+
+Crop = Literal["floor", "round"]
+
+
+def clip_crop(image: np.ndarray, side: int = CLIP_SIDE, crop: Crop = "floor") -> np.ndarray:
+    """(H, W, 3) uint8 RGB -> (side, side, 3) uint8.
+
+    crop: where an odd margin goes: "floor" as transformers' CLIPImageProcessor, "round" (half to
+    even) as torchvision's CenterCrop, which open_clip and OpenAI's package use.
+    """
+    height, width = image.shape[:2]
+    shorter = min(height, width)
+    # The longer side is truncated, as both originals do.
+    scaled = (side * height // shorter, side * width // shorter)
+    resized = Image.fromarray(image).resize(scaled[::-1], Image.Resampling.BICUBIC)
+    top, left = (_margin(length - side, crop) for length in scaled)
+    return np.asarray(resized.crop((left, top, left + side, top + side)))
+
+
+def _margin(spare: int, crop: Crop) -> int:
+    return spare // 2 if crop == "floor" else round(spare / 2)
+
+
+def clip_normalise(crops: Sequence[np.ndarray]) -> np.ndarray:
+    """N crops (side, side, 3) uint8 -> (N, 3, side, side) float32 with CLIP's mean and deviation."""
+    pixels = np.stack(crops).astype(np.float32) / np.float32(255)
+    pixels = (pixels - CLIP_MEAN) / CLIP_STD
+    return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
