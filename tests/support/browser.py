@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -196,15 +195,11 @@ class Page:
         self.call("Input.insertText", text=text)
 
     def press(self, key: str, *, ctrl: bool = False, shift: bool = False) -> None:
-        codes = {"Tab": 9, "Enter": 13, " ": 32, "a": 65}
-        common = {
-            "key": key,
-            "windowsVirtualKeyCode": codes[key],
-            "modifiers": 2 * ctrl + 8 * shift,
-        }
-        typed = {"text": {"Enter": "\r", " ": " "}[key]} if key in ("Enter", " ") else {}
-        self.call("Input.dispatchKeyEvent", type="keyDown", **common, **({} if ctrl else typed))
-        self.call("Input.dispatchKeyEvent", type="keyUp", **common)
+        code = {"Tab": 9, "Enter": 13}[key]
+        event = {"key": key, "windowsVirtualKeyCode": code, "modifiers": 2 * ctrl + 8 * shift}
+        typed = {"text": "\r"} if key == "Enter" and not ctrl else {}
+        self.call("Input.dispatchKeyEvent", type="keyDown", **event, **typed)
+        self.call("Input.dispatchKeyEvent", type="keyUp", **event)
 
     def replace(self, selector: str, text: str) -> None:
         """Types over what stands in a field."""
@@ -231,10 +226,3 @@ class Page:
 
     def close(self) -> None:
         self._browser.call("Target.disposeBrowserContext", browserContextId=self._context)
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + _WAIT_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.03)

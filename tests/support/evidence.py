@@ -34,7 +34,10 @@ OBJECTS = {
         {"class": "car", "score": 0.755, "box": [200, 10, 380, 150], "color": None},
         {"class": "dog", "score": 0.31, "box": [0, 0, 0, 0]},
     ],
-    "reasons": ["expected car>=2, found 1"],
+    "clauses": [
+        {"class": "dog", "count": 1, "failure": ""},
+        {"class": "car", "count": 2, "failure": "2 car expected, 1 found", "soft": [0.5, 0]},
+    ],
 }
 SCHEMA = {
     "type": "object",

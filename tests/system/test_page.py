@@ -121,7 +121,12 @@ def test_objects_have_classes_scores_and_colors(browser: Browser, objects: Servi
     assert page.texts(".tag") == ["red dog0.91", "car0.76"]
     hues = "[...document.querySelectorAll('.edge')].map((e) => getComputedStyle(e).stroke)"
     assert len(set(page.evaluate(hues))) == 2
-    assert "expected car>=2, found 1" in page.texts("#facts dd")
+    assert page.texts("#facts dd p") == [
+        "color_attr",
+        "class: dog · count: 1",
+        "class: car · count: 2 · failure: 2 car expected, 1 found · soft: 0.5, 0",
+        "a red dog",
+    ]
     page.click("#details summary")
     details = json.loads(page.text("#details-json"))
     assert details["metadata"] == metadata

@@ -70,11 +70,13 @@ function milliseconds(value) {
 function showDetails(details) {
   const boxes = chosen.size ? findBoxes(details) : [];
   showEvidence(boxes, chosen.size ?? { width: 1, height: 1 });
-  const facts = Object.entries(details).filter(([, value]) => isPlain(value));
+  const facts = Object.entries(details)
+    .map(([name, value]) => [name, factLines(value)])
+    .filter(([, lines]) => lines.length);
   $("facts").replaceChildren(
-    ...facts.flatMap(([name, value]) => [
-      element("dt", {}, name.replaceAll("_", " ")),
-      element("dd", {}, [value].flat().join("\n")),
+    ...facts.flatMap(([name, lines]) => [
+      element("dt", {}, spaced(name)),
+      element("dd", {}, ...lines.map((line) => element("p", {}, line))),
     ]),
   );
   $("details").hidden = Object.keys(details).length === 0;
@@ -82,10 +84,30 @@ function showDetails(details) {
   $("details-json").textContent = readableJson(details);
 }
 
-/** A text, a number, a switch, or a list of texts: shown as it is. */
-function isPlain(value) {
-  if (Array.isArray(value)) return value.length > 0 && value.every((v) => typeof v === "string");
+/** What can be said of a value of the details in lines: scalars, and lists of scalars or of flat
+ * objects. Boxes are drawn instead, and the rest stands in the JSON. */
+function factLines(value) {
+  if (isScalar(value)) return [String(value)];
+  if (!Array.isArray(value)) return [];
+  if (value.every(Number.isFinite)) return value.length ? [value.join(", ")] : [];
+  return value.map((entry) => (isScalar(entry) ? String(entry) : recordLine(entry))).filter(Boolean);
+}
+
+function recordLine(record) {
+  if (!record || record.box) return "";
+  const isShown = (value) => isScalar(value) || (Array.isArray(value) && value.every(isScalar));
+  return Object.entries(record)
+    .filter(([, value]) => isShown(value))
+    .map(([name, value]) => `${spaced(name)}: ${[value].flat().join(", ")}`)
+    .join(" · ");
+}
+
+function isScalar(value) {
   return ["string", "number", "boolean"].includes(typeof value) && value !== "";
+}
+
+function spaced(name) {
+  return name.replaceAll("_", " ");
 }
 
 /** Indented JSON with lists of numbers on one line. */

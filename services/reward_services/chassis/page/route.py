@@ -2,7 +2,7 @@
 
 The page is one response: style and script stand inside it, and the Content-Security-Policy admits
 exactly these two and calls to this service. It holds nothing secret and is served without a token;
-its calls carry the one that the person types. Which details it can draw: README.md.
+its calls carry the one that the person types. Which details it can draw: README.md beside this file.
 """
 
 from __future__ import annotations
