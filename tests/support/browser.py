@@ -23,6 +23,7 @@ _FLAGS = (
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+    "--hide-scrollbars",
     "--remote-debugging-pipe",
 )
 # Chromium reads commands from descriptor 3 and writes to 4; the pipes' own may be these, crosswise.

@@ -20,6 +20,11 @@ from reward_api.messages import ItemScore, ScoreRange
 from reward_services.chassis.run import run
 from reward_services.chassis.scorer import Sample, Scorer, ScorerInfo, ScorerSettings
 
+FOUND = ScoreRange(name="found", minimum=0.0, maximum=1.0, description="share found")
+EXACT = ScoreRange(name="exact", minimum=0.0, maximum=1.0, description="whether all is found")
+DISTANCE = ScoreRange(
+    name="distance", minimum=0.0, higher_is_better=False, description="how far it is"
+)
 LINES = {
     "target": "open",
     "text": "OPEN",
@@ -80,11 +85,8 @@ class Evidence(Scorer):
     def info(self) -> ScorerInfo:
         return ScorerInfo(
             description="Finds the same things in every image",
-            score=ScoreRange(name="found", minimum=0.0, maximum=1.0, description="share found"),
-            sub_scores=[
-                ScoreRange(name="found", minimum=0.0, maximum=1.0, description="share found"),
-                ScoreRange(name="distance", minimum=0.0, higher_is_better=False),
-            ],
+            score=FOUND,
+            sub_scores=[FOUND, EXACT, DISTANCE],
             metadata_schema=json.dumps(SCHEMA) if self.settings.kind == "objects" else "",
             revision="1",
         )
@@ -100,7 +102,8 @@ class Evidence(Scorer):
         details: dict[str, Any] = dict(LINES if self.settings.kind == "lines" else OBJECTS)
         details["prompt"] = sample.prompt
         details["metadata"] = dict(sample.metadata)
-        return ItemScore(value=0.75, scores={"found": 0.75, "distance": 1234.5}, details=details)
+        scores = {"found": 0.75, "exact": 0.0, "distance": 1234.5}
+        return ItemScore(value=scores["found"], scores=scores, details=details)
 
 
 if __name__ == "__main__":

@@ -19,8 +19,8 @@ pytestmark = pytest.mark.system
 SIGN = ROOT / "docs" / "sign.png"  # 384 x 192
 TOKEN = "s3cret-token"
 DONE = (
-    "!document.querySelector('#result').hidden "
-    "|| document.querySelector('#error.failed:not([hidden])')"
+    "document.querySelector('#score-form').ariaBusy != 'true' && "
+    "document.querySelector('#result:not([hidden]), #error.failed:not([hidden])')"
 )
 
 
@@ -88,12 +88,13 @@ def test_recognised_lines_are_drawn_where_they_stand(browser: Browser, lines: Se
     choose(page)
     score(page)
     assert page.text("#score-value") == "0.75"
-    assert [text.strip() for text in page.texts("#sub-scores dt")] == [
-        "found 0 to 1\n\nshare found",
-        "distance at least 0, lower is better",
+    assert page.text("#score-description") == "share found"
+    assert page.texts("#sub-scores dt") == [
+        "exact 0 to 1\n\nwhether all is found",
+        "distance at least 0, lower is better\n\nhow far it is",
     ]
-    assert page.texts("#sub-scores dd") == ["0.75", "1234.5"]
-    assert page.evaluate("document.querySelectorAll('.bar').length") == 2  # main and "found"
+    assert page.texts("#sub-scores dd") == ["0", "1234.5"]
+    assert page.evaluate("document.querySelectorAll('.bar').length") == 2  # not of the open range
     assert page.text("#timing").startswith("queue ")
     assert "round trip" in page.text("#timing")
     assert page.texts("#facts dd") == ["open", "OPEN", 'a sign that says "open"']

@@ -7,9 +7,9 @@ function showAnswer(score, timing, roundTripMs) {
   $("score-value").textContent = numberText(score.value);
   $("score-value").title = String(score.value);
   $("score-bar").replaceChildren(...barOf(score.value, main));
-  const isExplainedBelow = about.sub_scores.some(({ name }) => name === main.name);
-  $("score-description").textContent = isExplainedBelow ? "" : (main.description ?? "");
-  $("sub-scores").replaceChildren(...Object.entries(score.scores ?? {}).map(subScore));
+  $("score-description").textContent = main.description ?? "";
+  const others = Object.entries(score.scores ?? {}).filter(([name]) => name !== main.name);
+  $("sub-scores").replaceChildren(...others.map(subScore));
   showDetails(score.details ?? {});
   showTiming(timing ?? {}, roundTripMs);
   $("result").hidden = false;
