@@ -129,7 +129,6 @@ function setFieldError(field, message, place) {
 
 async function chooseImage(file) {
   underWay?.abort(); // its answer would be drawn over another image
-  clearAnswer();
   try {
     const dataUrl = await dataUrlOf(file);
     chosen = { file, dataUrl, size: await showPreview(file, dataUrl) };
@@ -138,6 +137,7 @@ async function chooseImage(file) {
     return;
   }
   setFieldError("file", "", "image-error");
+  clearAnswer();
   showSnippets();
 }
 

@@ -52,6 +52,7 @@ function boundsOf(points) {
 function showEvidence(boxes, { width, height }) {
   $("evidence").hidden = boxes.length === 0;
   $("picture").classList.toggle("many", boxes.length > MANY);
+  $("picture").classList.remove("pointing"); // the entry pointed at goes without leaving
   $("shapes").setAttribute("viewBox", `0 0 ${width} ${height}`);
   const shapes = boxes.map(shapeOf);
   const tags = boxes.map((box) => tagOf(box, width, height));
