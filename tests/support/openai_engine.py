@@ -37,6 +37,8 @@ class ScriptedEngine:
     script: Callable[[str], Sequence[Reply]]
     models: Sequence[str] = ("UnifiedReward-7b-v1.5",)
     key: str = ""
+    loading: int = 0
+    """This many questions for its models are answered with 503."""
     url: str = ""
     requests: list[dict[str, Any]] = field(default_factory=list)
     most_at_once: int = 0
@@ -59,6 +61,9 @@ class ScriptedEngine:
     async def _list_models(self, request: Request) -> Response:
         if self._refuses(request):
             return JSONResponse({"error": "no"}, 401)
+        if self.loading:
+            self.loading -= 1
+            return Response(status_code=503)
         data = [{"id": name, "object": "model"} for name in self.models]
         return JSONResponse({"object": "list", "data": data})
 

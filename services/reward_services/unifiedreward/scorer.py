@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -133,6 +134,11 @@ def _engine(settings: UnifiedRewardSettings, family: Family, device: str) -> Eng
         from reward_services.unifiedreward.engine_http import HttpEngine
 
         return HttpEngine(settings, settings.model or family.model)
+    if find_spec("transformers") is None:
+        raise ImportError(
+            "name an engine (--engine-url), or pip install 'flow-rewards[unifiedreward-local]' to run "
+            "the model here"
+        )
     from reward_services.unifiedreward.engine_local import LocalEngine
 
     return LocalEngine(settings, settings.weights or family.weights, device)

@@ -29,6 +29,7 @@ GOOD = Reply("Final Score: 4.5")
 @pytest.fixture(autouse=True)
 def short_delays(monkeypatch):
     monkeypatch.setattr(engine_http, "_FIRST_DELAY_S", 0.01)
+    monkeypatch.setattr(engine_http, "_POLL_S", 0.01)
 
 
 def script_of(replies):
@@ -252,6 +253,14 @@ def test_the_engine_is_checked_at_the_start():
         url = engine.url
     with pytest.raises(EngineError, match=f"no engine answers at {url}"):
         SCORER(UnifiedRewardSettings(engine_url=url)).load("cpu")
+
+
+def test_the_start_can_wait_for_an_engine_that_is_loading():
+    with scripted_engine(script_of({}), loading=5) as engine:
+        with pytest.raises(EngineError, match=r"status 503.*engine_wait_s"):
+            SCORER(UnifiedRewardSettings(engine_url=engine.url)).load("cpu")
+        SCORER(UnifiedRewardSettings(engine_url=engine.url, engine_wait_s=60)).load("cpu")
+        assert engine.loading == 0
 
 
 def test_an_engine_that_fails_the_first_question_fails_the_start():

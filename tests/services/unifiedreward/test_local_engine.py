@@ -91,6 +91,12 @@ def test_the_precision_is_a_setting(folder, dtype):
     assert answer.is_cut
 
 
+def test_without_engine_and_transformers_the_way_out_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ImportError, match=r"--engine-url.*unifiedreward-local"):
+        SCORER(UnifiedRewardSettings()).load("cpu")
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
