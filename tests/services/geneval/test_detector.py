@@ -180,11 +180,21 @@ def test_bfloat16_stays_near_and_is_named(
     assert half.identity == f"{detector.identity} bfloat16"
 
 
+def test_an_image_without_objects(folder: Path, images: Sequence[np.ndarray]) -> None:
+    blind = load_detector(folder, device="cpu")
+    blind._model.panoptic_head.cls_embed.bias.data[-1] += 100
+    for found, image in zip(blind.detect(images), images, strict=True):
+        assert found.labels.shape == found.scores.shape == (0,)
+        assert found.boxes.shape == (0, 4)
+        assert found.masks.shape == (0, *image.shape[:2])
+
+
+@pytest.mark.parametrize("layer", ["cls_embed", "mask_embed.4"])
 def test_logits_that_are_not_finite_are_an_error(
-    folder: Path, images: Sequence[np.ndarray]
+    folder: Path, layer: str, images: Sequence[np.ndarray]
 ) -> None:
     broken = load_detector(folder, device="cpu")
-    broken._model.panoptic_head.cls_embed.bias.data[3] = torch.nan
+    broken._model.panoptic_head.get_submodule(layer).bias.data[3] = torch.nan
     with pytest.raises(FloatingPointError, match="not finite"):
         broken.detect([images[0]])
 
@@ -369,10 +379,12 @@ def test_the_shipped_configuration_at_full_size(tmp_path: Path) -> None:
     expected = mmdets_answer(mmdets_own(folder), png(tmp_path / "x.png", image))
     assert len(expected.labels) > 3
     assert_same(detector.detect([image])[0], expected, tolerance=1e-4)
+    alone = load_detector(folder / FILE, device="cpu")
+    assert alone.prepare(image).pixels.dtype == np.uint8
+    assert alone.identity != detector.identity
 
 
-def test_the_published_configuration_loads_without_one(folder: Path, tmp_path: Path) -> None:
-    """The file alone is taken for the published model, whose shapes these weights do not have."""
+def test_the_file_alone_is_taken_for_the_published_model(folder: Path) -> None:
+    assert find_checkpoint(folder / FILE) == replace(find_checkpoint(folder), config=None)
     with pytest.raises(WeightsError, match="does not fit the configuration"):
         load_detector(folder / FILE, device="cpu")
-    assert replace(find_checkpoint(folder), config=None) == find_checkpoint(folder / FILE)
