@@ -1,4 +1,4 @@
-"""The HTTP front: /v1/score, /v1/metadata, health, metrics and /docs."""
+"""The HTTP front: /v1/score, /v1/metadata, health, metrics, /docs and the page at /."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from reward_services.chassis.http_body import (
     integer_header,
     read_body,
 )
+from reward_services.chassis.page.route import router as page_router
 from reward_services.chassis.problems import REQUEST_ID_HEADER, plain_problem, problem_response
 from reward_services.chassis.service import RewardService, State
 
@@ -57,6 +58,8 @@ def create_app(service: RewardService) -> FastAPI:
     )
     app.state.service = service
     app.include_router(router)
+    if service.settings.page:
+        app.include_router(page_router)
     app.add_exception_handler(RewardError, _on_reward_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
     _document_score_request(app)
