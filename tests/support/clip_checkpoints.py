@@ -81,10 +81,11 @@ def write_hps(folder: Path) -> Path:
     return folder
 
 
-def head_state(sizes: tuple[int, ...] = (768, 1024, 128, 64, 16, 1)) -> dict[str, torch.Tensor]:
+def head_state() -> dict[str, torch.Tensor]:
     """The aesthetic head's names and shapes: linear layers at 0, 2, 4, 6, 7, dropouts between."""
+    sizes = {0: (768, 1024), 2: (1024, 128), 4: (128, 64), 6: (64, 16), 7: (16, 1)}
     shapes: dict[str, tuple[int, ...]] = {}
-    for place, inputs, outputs in zip((0, 2, 4, 6, 7), sizes, sizes[1:], strict=True):
+    for place, (inputs, outputs) in sizes.items():
         shapes[f"layers.{place}.weight"] = (outputs, inputs)
         shapes[f"layers.{place}.bias"] = (outputs,)
     return dict(rule_tensors(shapes, _clip_rule))
