@@ -112,12 +112,17 @@ def clip_config(activation: str, projection: int) -> dict[str, Any]:
         }
 
     text, vision = tiny["text"], tiny["vision"]
+    # As in the published files, although the tokens are others: the end token is found by its size.
+    special_tokens = {"bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1}
     return {
         "architectures": ["CLIPModel"],
         "model_type": "clip",
         "projection_dim": projection,
         "text_config": tower(
-            "text", vocab_size=text["vocab_size"], max_position_embeddings=text["positions"]
+            "text",
+            vocab_size=text["vocab_size"],
+            max_position_embeddings=text["positions"],
+            **special_tokens,
         ),
         "vision_config": tower(
             "vision", image_size=vision["image_size"], patch_size=vision["patch_size"]

@@ -5,7 +5,8 @@ Only `model.py` files import this: it imports torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -65,12 +66,10 @@ def load_checkpoint(model_class: Any, folder: Path, **options: Any) -> Any:
     transformers fills tensors that a checkpoint lacks with random numbers and a warning; here that
     is a WeightsError.
     """
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()  # which has no place in a service's log
-    model, report = model_class.from_pretrained(
-        folder, dtype=torch.float32, output_loading_info=True, local_files_only=True, **options
-    )
+    with _quiet():
+        model, report = model_class.from_pretrained(
+            folder, dtype=torch.float32, output_loading_info=True, local_files_only=True, **options
+        )
     lacking = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
     if lacking:
         raise WeightsError(
@@ -78,6 +77,21 @@ def load_checkpoint(model_class: Any, folder: Path, **options: Any) -> Any:
             f"or has them in another shape: {lacking[0]}, ..."
         )
     return model.eval()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bar, no table of tensors in a service's log: what matters is checked here."""
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()
+        logging.set_verbosity(verbosity)
 
 
 def projected(output: Any) -> Tensor:
