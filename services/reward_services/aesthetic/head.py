@@ -52,22 +52,17 @@ def load_head(path: Path) -> Head:
 
 def fold(state: Mapping[str, np.ndarray]) -> Head:
     """`layers.N.weight` (out, in) and `layers.N.bias` (out,) in the order of N -> one affine map."""
-    names = sorted(
-        (name.removesuffix(".weight") for name in state if name.endswith(".weight")),
-        key=lambda name: int(re.sub(r"\D", "", name) or 0),
-    )
-    if (
-        set(state) != {f"{name}.{part}" for name in names for part in ("weight", "bias")}
-        or not names
-    ):
+    found = (re.fullmatch(r"layers\.(\d+)\.weight", name) for name in state)
+    layers = [f"layers.{n}" for n in sorted(int(match[1]) for match in found if match)]
+    if not layers or set(state) != {f"{layer}.{p}" for layer in layers for p in ("weight", "bias")}:
         raise WeightsError(f"the head should hold linear layers only, and holds {sorted(state)}")
-    weight = np.eye(state[f"{names[0]}.weight"].shape[1])
+    weight = np.eye(state[f"{layers[0]}.weight"].shape[1])
     bias = np.zeros(len(weight))
-    for name in names:
-        matrix = state[f"{name}.weight"]
+    for layer in layers:
+        matrix = state[f"{layer}.weight"]
         if matrix.shape[1] != len(weight):
-            raise WeightsError(f"layer {name} of the head takes {matrix.shape[1]} numbers")
-        weight, bias = matrix @ weight, matrix @ bias + state[f"{name}.bias"]
-    if weight.shape[0] != 1:
-        raise WeightsError(f"the head should give one number, and gives {weight.shape[0]}")
+            raise WeightsError(f"{layer} of the head takes {matrix.shape[1]} numbers")
+        weight, bias = matrix @ weight, matrix @ bias + state[f"{layer}.bias"]
+    if len(weight) != 1:
+        raise WeightsError(f"the head should give one number, and gives {len(weight)}")
     return Head(weight[0], float(bias[0]))

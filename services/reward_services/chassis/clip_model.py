@@ -1,6 +1,6 @@
 """CLIP models as transformers loads them, and cosines of image-prompt pairs.
 
-Only `model.py` files import this: it imports torch.
+It imports torch, so rewards import it in `load`, once their weights are found.
 """
 
 from __future__ import annotations
@@ -84,13 +84,14 @@ def _quiet() -> Iterator[None]:
     """No progress bar, no table of tensors in a service's log: what matters is checked here."""
     from transformers.utils import logging
 
-    verbosity = logging.get_verbosity()
+    verbosity, has_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
         yield
     finally:
-        logging.enable_progress_bar()
+        if has_bars:
+            logging.enable_progress_bar()
         logging.set_verbosity(verbosity)
 
 

@@ -69,7 +69,7 @@ class PickScoreScorer(Scorer):
             score=RANGES[self.settings.score],
             sub_scores=list(RANGES.values()),
             prompt_required=True,
-            license="MIT (PickScore_v1 weights, CLIP-ViT-H-14 tokenizer)",
+            license="PickScore_v1: none stated, its code MIT; tokenizer: MIT",
             revision=f"{self._identity} {self.settings.dtype} {self.settings.score}",
         )
 
