@@ -1,6 +1,7 @@
 """The color classifier against open_clip's own loading, preprocessing and zero-shot recipe."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -41,9 +42,10 @@ def crops() -> list[np.ndarray]:
 
 
 @torch.inference_mode()
-def reference(folder: Path, crops: list[np.ndarray], **options) -> torch.Tensor:
+def reference(folder: Path, crops: list[np.ndarray]) -> torch.Tensor:
     """(n, 10) logits by open_clip alone."""
-    model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{folder}", **options)
+    made: Any = open_clip.create_model_and_transforms(f"local-dir:{folder}")
+    model, _, transform = made
     tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
     model.eval()
     rows = []
