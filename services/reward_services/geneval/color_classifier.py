@@ -34,7 +34,6 @@ class ColorClassifier:
         """A crop (h, w, 3) uint8 RGB as the network's square: the middle of a long object."""
         return clip_crop(crop, self._side, crop="round")
 
-    @torch.inference_mode()
     def classify(self, squares: Sequence[np.ndarray], class_names: Sequence[str]) -> list[str]:
         """The color of each prepared crop, given what the object is."""
         colors: list[str] = []

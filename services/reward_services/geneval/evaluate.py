@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, Literal
 
 import numpy as np
@@ -138,14 +139,22 @@ def _verdict(clause: Clause, scene: Scene, earlier: Sequence[Verdict], *, exact:
     if not targets:
         failure = f"{clause.name} should be {relation} the objects of clause {group}, which failed"
         return Verdict(found, right_color=right_color, position="no target", failure=failure)
-    for index in boxes:
-        for target in targets:
-            seen = relations(scene.boxes[index], scene.boxes[target])
-            if relation not in seen:
-                what = " and ".join(sorted(seen)) or "neither beside nor above nor below"
-                failure = f"{clause.name} should be {relation} the target, but is {what} it"
-                return Verdict(found, right_color=right_color, position="wrong", failure=failure)
+    misplaced = _misplaced(relation, scene.boxes, boxes, targets)
+    if misplaced:
+        failure = f"{clause.name} should be {relation} the target, but {misplaced}"
+        return Verdict(found, right_color=right_color, position="wrong", failure=failure)
     return Verdict(found, boxes, right_color, "right")
+
+
+def _misplaced(
+    relation: str, corners: np.ndarray, boxes: Sequence[int], targets: Sequence[int]
+) -> str:
+    """What the first pair without the relation shows instead; empty when there is none."""
+    for index, target in product(boxes, targets):
+        seen = relations(corners[index], corners[target])
+        if relation not in seen:
+            return f"is {' and '.join(sorted(seen))} it" if seen else "lies in no direction from it"
+    return ""
 
 
 def flow_grpo_values(clause: Clause, strict: Verdict) -> list[float]:

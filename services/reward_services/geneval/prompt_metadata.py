@@ -16,7 +16,8 @@ from reward_services.geneval.colors import COLORS
 
 Relation = Literal["left of", "right of", "above", "below"]
 
-_MAX_PROBLEMS = 3
+_MAX_CLAUSES = 32  # the benchmark has two
+_MAX_PROBLEMS = 3  # in one message
 
 
 def _known_class(name: str) -> str:
@@ -90,9 +91,9 @@ class PromptMetadata(_Line):
     tag: Annotated[str, Field(min_length=1)]
     """the task: single_object, two_object, counting, colors, position or color_attr. For "counting"
     the detector must be surer (0.9 instead of 0.3)"""
-    include: Annotated[list[Clause], Field(min_length=1)]
+    include: Annotated[list[Clause], Field(min_length=1, max_length=_MAX_CLAUSES)]
     """what must be there"""
-    exclude: list[Exclusion] = []
+    exclude: Annotated[list[Exclusion], Field(max_length=_MAX_CLAUSES)] = []
     """what must not be there; read by `official` only"""
 
     @model_validator(mode="after")

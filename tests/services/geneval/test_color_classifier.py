@@ -115,3 +115,15 @@ def test_weights_that_do_not_fit_are_one_clear_line(tmp_path: Path, clip_folder:
     )
     with pytest.raises(WeightsError, match=r"does not fit open_clip_config\.json: size mismatch"):
         load(other)
+
+
+def test_the_published_network_has_the_published_shapes():
+    """The loader builds from the config alone; OpenAI's ViT-L/14 has 427,616,513 parameters."""
+    options = open_clip.get_model_config("ViT-L-14-quickgelu")
+    assert options is not None
+    with torch.device("meta"):
+        weights = open_clip.CLIP(**options).state_dict()
+    assert sum(tensor.numel() for tensor in weights.values()) == 427_616_513
+    assert weights["visual.conv1.weight"].shape == (1024, 3, 14, 14)
+    assert weights["visual.transformer.resblocks.23.mlp.c_fc.weight"].shape == (4096, 1024)
+    assert weights["text_projection"].shape == (768, 768)

@@ -170,4 +170,8 @@ def test_every_failed_clause_says_why():
         "soft": [1.0, 0.0],
         "flow_grpo": [1.0, 0.0],
     }
+    met = Scene(scene.boxes, scene.kept, {0: "red"})
+    assert evaluate(metadata, met).clauses[1]["strict_failure"] == (
+        "dog should be left of the target, but is right of it"
+    )
     assert clauses[2]["strict_failure"] == "exactly 2 cat expected, 0 found"
