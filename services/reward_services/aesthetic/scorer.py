@@ -9,7 +9,7 @@ import numpy as np
 
 from reward_api.messages import ItemScore, ScoreRange
 from reward_services.aesthetic.head import FILE, SHA256, check_digest, load_head
-from reward_services.chassis.clip_pixels import clip_crop, clip_normalise
+from reward_services.chassis.clip_pixels import check_aspect, clip_crop, clip_normalise
 from reward_services.chassis.scorer import Sample, Scorer, ScorerInfo, ScorerSettings
 from reward_services.chassis.weights import WeightsError, fetch_weights
 
@@ -73,6 +73,7 @@ class AestheticScorer(Scorer):
         )
 
     def prepare(self, sample: Sample) -> np.ndarray:
+        check_aspect(sample.image)
         return clip_crop(sample.image)
 
     def score(self, batch: Sequence[Sample]) -> Sequence[ItemScore]:

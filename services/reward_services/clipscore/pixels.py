@@ -6,11 +6,7 @@ import numpy as np
 import torch
 from torch.nn.functional import interpolate
 
-from reward_api.errors import ItemFailure, Reason
-from reward_services.chassis.clip_pixels import CLIP_MEAN, CLIP_SIDE, CLIP_STD
-
-MAX_ASPECT = 64
-"""What is resized before the crop grows with it: 8192 x 1 pixels would take 5 GB."""
+from reward_services.chassis.clip_pixels import CLIP_MEAN, CLIP_SIDE, CLIP_STD, check_aspect
 
 
 def clipscore_pixels(image: np.ndarray) -> np.ndarray:
@@ -22,13 +18,9 @@ def clipscore_pixels(image: np.ndarray) -> np.ndarray:
 
     Raises ItemFailure (IMAGE_SHAPE) for a strip.
     """
+    check_aspect(image)
     height, width = image.shape[:2]
     shorter = min(height, width)
-    if max(height, width) > MAX_ASPECT * shorter:
-        raise ItemFailure(
-            Reason.IMAGE_SHAPE,
-            f"{width} x {height} pixels: the longer side may be {MAX_ASPECT} times the shorter",
-        )
     size = (CLIP_SIDE * height // shorter, CLIP_SIDE * width // shorter)
     floats = torch.from_numpy(image.astype(np.float32) / np.float32(255)).permute(2, 0, 1)
     resized = interpolate(

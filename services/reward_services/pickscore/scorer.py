@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from reward_api.messages import ItemScore, ScoreRange
-from reward_services.chassis.clip_pixels import clip_crop, clip_normalise
+from reward_services.chassis.clip_pixels import check_aspect, clip_crop, clip_normalise
 from reward_services.chassis.scorer import Sample, Scorer, ScorerInfo, ScorerSettings
 from reward_services.chassis.weights import fetch_weights
 
@@ -74,6 +74,7 @@ class PickScoreScorer(Scorer):
         )
 
     def prepare(self, sample: Sample) -> np.ndarray:
+        check_aspect(sample.image)
         return clip_crop(sample.image)
 
     def score(self, batch: Sequence[Sample]) -> Sequence[ItemScore]:
