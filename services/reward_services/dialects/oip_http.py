@@ -152,8 +152,7 @@ def _from_json(tensor: InputTensor) -> oip.Tensor:
         raise _invalid(f"{tensor.name}: the data of a BYTES tensor must be strings")
     if tensor.name == "IMAGE":
         return oip.Tensor(tensor.name, tensor.datatype, shape, [image_of(t).data for t in texts])
-    encoded = [text.encode("utf-8", "surrogatepass") for text in texts]
-    return oip.Tensor(tensor.name, tensor.datatype, shape, encoded)
+    return oip.Tensor(tensor.name, tensor.datatype, shape, [text.encode() for text in texts])
 
 
 def _pixels(tensor: InputTensor) -> bytes:
