@@ -40,13 +40,13 @@ FLOW_FACTORY_ERRORS = [
 ]
 
 
-@pytest.mark.parametrize(("body", "words"), FLOW_FACTORY_ERRORS)
-async def test_flow_factory_shows_the_reason_only_of_a_200(serve, body, words):
+async def test_flow_factory_shows_the_reason_only_of_a_200(serve):
     running = await serve()
-    response = await running.http.post("/compute", json=body)
-    assert response.status_code == 200
-    assert list(response.json()) == ["error"]
-    assert words in response.json()["error"]
+    for body, words in FLOW_FACTORY_ERRORS:
+        response = await running.http.post("/compute", json=body)
+        assert response.status_code == 200
+        assert list(response.json()) == ["error"], body
+        assert words in response.json()["error"], body
 
 
 async def test_flow_factory_sends_again_what_passes_by_itself(serve, texts):
@@ -128,12 +128,12 @@ UNIRL_ERRORS = [
 ]
 
 
-@pytest.mark.parametrize(("body", "words"), UNIRL_ERRORS)
-async def test_unirl_errors_of_the_whole(serve, body, words):
+async def test_unirl_errors_of_the_whole(serve):
     running = await serve()
-    response = await running.http.post("/score", json=body)
-    assert response.status_code == 400
-    assert words in response.json()["detail"]
+    for body, words in UNIRL_ERRORS:
+        response = await running.http.post("/score", json=body)
+        assert response.status_code == 400, body
+        assert words in response.json()["detail"], body
 
 
 # OpenRLHF and slime
@@ -162,21 +162,21 @@ async def test_slime(serve, texts, values):
     assert running.scorer.metadata == [{"n": 2}]
 
 
-@pytest.mark.parametrize(
-    ("body", "status", "words"),
-    [
-        ({"prompt": "a", "response": "only text"}, 422, "IMAGE_DECODE"),
-        ({"query": [""], "prompts": ["a", "b"]}, 422, "2 prompts for 1 images"),
-        ({"query": [""], "labels": ["{"]}, 422, "a label starts with"),
-        ({"prompt": "a"}, 400, "neither query"),
-        ({"query": []}, 400, "items is empty"),
-    ],
-)
-async def test_get_reward_errors(serve, body, status, words):
+GET_REWARD_ERRORS = [
+    ({"prompt": "a", "response": "only text"}, 422, "IMAGE_DECODE"),
+    ({"query": [""], "prompts": ["a", "b"]}, 422, "2 prompts for 1 images"),
+    ({"query": [""], "labels": ["{"]}, 422, "a label starts with"),
+    ({"prompt": "a"}, 400, "neither query"),
+    ({"query": []}, 400, "items is empty"),
+]
+
+
+async def test_get_reward_errors(serve):
     running = await serve()
-    response = await running.http.post("/get_reward", json=body)
-    assert response.status_code == status
-    assert words in response.json()["error"]
+    for body, status, words in GET_REWARD_ERRORS:
+        response = await running.http.post("/get_reward", json=body)
+        assert response.status_code == status, body
+        assert words in response.json()["error"], body
 
 
 async def test_a_failed_item_is_an_error_and_never_a_number(serve, texts):
@@ -218,25 +218,26 @@ async def test_large_bodies_are_parsed_in_the_pool(serve):
 PATHS = ["/compute", "/score", "/get_reward", "/v2/models/judged/infer"]
 
 
-@pytest.mark.parametrize("path", PATHS)
-async def test_limits_tokens_and_deadlines_hold(serve, path):
+async def test_limits_tokens_and_headers_hold(serve):
     running = await serve(token="secret", max_request_bytes=1000)
-    assert (await running.http.post(path, content=b"{}")).status_code == 401
     allowed = {"Authorization": "Bearer secret"}
-    response = await running.http.post(path, content=b"x" * 1001, headers=allowed)
-    assert "max_request_bytes" in response.json()["error"]
-    headers = {**allowed, "X-Reward-Timeout-Ms": "soon"}
-    response = await running.http.post(path, content=b"{}", headers=headers)
-    assert "X-Reward-Timeout-Ms" in response.json()["error"]
-    headers = {**allowed, "X-Request-Id": "abc"}
-    response = await running.http.post(path, content=b"[1]", headers=headers)
-    assert response.headers["x-request-id"] == "abc"
+    for path in PATHS:
+
+        async def post(content, path=path, **headers):
+            return await running.http.post(path, content=content, headers={**allowed, **headers})
+
+        assert (await running.http.post(path, content=b"{}")).status_code == 401
+        assert "max_request_bytes" in (await post(b"x" * 1001)).json()["error"]
+        response = await post(b"{}", **{"X-Reward-Timeout-Ms": "soon"})
+        assert "X-Reward-Timeout-Ms" in response.json()["error"]
+        response = await post(b"[1]", **{"X-Request-Id": "abc"})
+        assert response.headers["x-request-id"] == "abc"
 
 
-@pytest.mark.parametrize("path", PATHS)
-async def test_dialects_can_be_turned_off(serve, path):
+async def test_dialects_can_be_turned_off(serve):
     running = await serve(dialects="none")
-    assert (await running.http.post(path, content=b"{}")).status_code == 404
+    for path in PATHS:
+        assert (await running.http.post(path, content=b"{}")).status_code == 404
     assert (await running.http.get("/health")).status_code == 404
 
 
