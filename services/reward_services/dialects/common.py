@@ -107,10 +107,10 @@ def json_error(error: RewardError, call: Call | None) -> Response:
     """{"error": ..., "detail": ...}: the member that OIP clients read, and the one that FastAPI
     servers answer with."""
     body = {"error": str(error), "detail": str(error)}
-    return JSONResponse(body, error.http_status, headers(error, call))
+    return JSONResponse(body, error.http_status, error_headers(error, call))
 
 
-def headers(error: RewardError, call: Call | None) -> dict[str, str]:
+def error_headers(error: RewardError, call: Call | None) -> dict[str, str]:
     made = {REQUEST_ID_HEADER: call.request_id} if call and call.request_id else {}
     if error.retry_after_s is not None:
         made["Retry-After"] = str(math.ceil(error.retry_after_s))

@@ -16,7 +16,7 @@ from reward_services.chassis.http_call import http_call
 from reward_services.dialects.common import (
     Body,
     dialect_router,
-    headers,
+    error_headers,
     health,
     image_of,
     is_temporary,
@@ -46,7 +46,7 @@ def _errors(error: RewardError, call: Call | None) -> Response:
     three times in a row."""
     if is_temporary(error):
         return json_error(error, call)
-    return JSONResponse({"error": str(error)}, 200, headers(error, call))
+    return JSONResponse({"error": str(error)}, 200, error_headers(error, call))
 
 
 router = dialect_router(_errors)

@@ -144,7 +144,7 @@ def output_names(service: RewardService) -> list[str]:
 
 
 def _packed(tensor: Tensor) -> PackedImages:
-    if len(tensor.shape) != 4 or 0 in tensor.shape or tensor.shape[3] not in (1, 3):
+    if len(tensor.shape) != 4 or min(tensor.shape) < 1 or tensor.shape[3] not in (1, 3):
         raise InvalidRequest(
             Reason.IMAGE_SHAPE,
             f"IMAGE as UINT8 has the shape [N, H, W, 3], not {list(tensor.shape)}",

@@ -22,7 +22,7 @@ from reward_services.chassis.calls import Call
 from reward_services.chassis.http_call import http_call
 from reward_services.dialects.common import (
     dialect_router,
-    headers,
+    error_headers,
     is_temporary,
     request_of,
     scores_of,
@@ -46,7 +46,7 @@ class _Asked:
 def _errors(error: RewardError, call: Call | None) -> Response:
     """Never 500. What passes by itself has a Retry-After, which makes flow_grpo's client (urllib3)
     wait and come back; anything else it does not send again."""
-    status, made = error.http_status, headers(error, call)
+    status, made = error.http_status, error_headers(error, call)
     if is_temporary(error):
         status = 429 if status == 429 else 503
         made.setdefault("Retry-After", f"{_RETRY_AFTER_S:.0f}")

@@ -89,7 +89,10 @@ class _Machine:
                 _top(stack, list).extend(values)
             case "SETITEM" | "SETITEMS":
                 values = self._pop(len(stack) - 2 if name == "SETITEM" else self._marks.pop())
-                _top(stack, dict).update(zip(values[::2], values[1::2], strict=True))
+                keys = values[::2]
+                if not all(isinstance(key, str) for key in keys):  # integers can be made to collide
+                    raise TypeError("a key is no string")
+                _top(stack, dict).update(zip(keys, values[1::2], strict=True))
             case _:
                 raise _invalid(
                     f"the pickle has the instruction {name}; only dicts, lists, tuples, strings, "

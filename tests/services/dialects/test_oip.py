@@ -274,12 +274,14 @@ async def test_grpc_errors(serve, files):
     image = _input("IMAGE", "BYTES", [1], bytes_contents=files[:1])
     broken = _input("PROMPT", "BYTES", [1], bytes_contents=[b"broken"])
     pixel = _input("IMAGE", "UINT8", [1, 1, 1, 1], uint_contents=[256])
+    negative = _input("IMAGE", "UINT8", [-1, 1, 1, 3], uint_contents=[1, 2, 3])
     timeout = _infer(image)
     timeout.parameters["timeout"].int64_param = 1
     for request, status, words in (
         (_infer(image, broken), code.INTERNAL, "item 0: MODEL_ERROR"),
         (_infer(), code.INVALID_ARGUMENT, "IMAGE is missing"),
         (_infer(pixel), code.INVALID_ARGUMENT, "from 0 to 255"),
+        (_infer(negative), code.INVALID_ARGUMENT, "[N, H, W, 3]"),
         (_infer(image, raw_input_contents=[b"", b""]), code.INVALID_ARGUMENT, "2 raw_input"),
         (_infer(image, raw_input_contents=[b"abc"]), code.INVALID_ARGUMENT, "length of an element"),
         (pb.ModelInferRequest(model_name="x", inputs=[image]), code.NOT_FOUND, "judged"),

@@ -14,6 +14,7 @@ from urllib3.util import Retry
 from judged import Judged
 from reward_api.errors import Reason
 from reward_api.messages import ItemScore
+from reward_services.chassis.run import EXIT_USAGE, run
 from reward_services.chassis.service import State
 from reward_services.chassis.settings import ServiceSettings
 
@@ -200,16 +201,12 @@ async def test_off_by_default(serve, files):
     assert response.status_code in (404, 405)
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"host": "0.0.0.0", "insecure_no_auth": True},
-        {"host": "0.0.0.0"},
-    ],
-)
-def test_strangers_are_refused_at_the_start(settings):
-    with pytest.raises(ValueError, match="pickle is for callers on this machine or with a token"):
-        ServiceSettings(dialects="oip,pickle", **settings)
+def test_strangers_are_refused_at_the_start(capsys):
+    for flags in (["--insecure-no-auth"], []):
+        command = ["--dialects", "oip,pickle", "--host", "0.0.0.0", *flags]
+        assert run("judged", Judged, command, {}) == EXIT_USAGE
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "the dialect pickle is for callers on this machine or with a token" in line
 
 
 def test_loopback_or_a_token_will_do():

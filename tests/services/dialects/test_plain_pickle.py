@@ -110,6 +110,7 @@ MALFORMED = [
     b"\x80\x04Nh\x07.",
     b"\x80\x04}(Nu.",  # a key without a value
     b"\x80\x04}]Ns.",  # a list as a key
+    b"\x80\x04}K\x01Ns.",  # a number as a key
     b"\x80\x04N(Ne.",  # appended to None
     b"\x80\x04\x85.",
     b"\x80\x04\x8c\x05ab.",
