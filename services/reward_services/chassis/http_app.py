@@ -1,4 +1,4 @@
-"""The HTTP front: /v1/score, /v1/metadata, health, metrics and /docs."""
+"""The HTTP front: /v1/score, /v1/metadata, health, metrics, /docs and the page at /."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from reward_services.chassis.http_call import (
     HttpCall,
     http_call,
 )
+from reward_services.chassis.page.route import router as page_router
 from reward_services.chassis.problems import REQUEST_ID_HEADER, plain_problem, problem_response
 from reward_services.chassis.service import RewardService, State
 from reward_services.dialects import HTTP_ROUTERS
@@ -54,6 +55,8 @@ def create_app(service: RewardService) -> FastAPI:
     app.include_router(router)
     for name in service.settings.enabled_dialects:
         app.include_router(HTTP_ROUTERS[name])
+    if service.settings.page:
+        app.include_router(page_router)
     app.add_exception_handler(RewardError, _on_reward_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
     _document_score_request(app)

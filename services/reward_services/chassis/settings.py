@@ -98,6 +98,8 @@ class ServiceSettings(BaseModel):
     none: 0 on loopback, else 5"""
     dialects: str = ",".join(SAFE_DIALECTS)
     """protocols of other trainers to speak beside our own, with commas between; none: ours alone"""
+    page: bool = True
+    """serve the page at / on which a person tries the reward"""
     reflection: bool = False
     """serve gRPC reflection (grpcurl)"""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
