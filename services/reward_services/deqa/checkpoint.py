@@ -13,7 +13,7 @@ from torch import Tensor
 
 from reward_services.chassis.weights import WeightsError
 from reward_services.deqa.abstractor import position_tables
-from reward_services.deqa.config import read_config
+from reward_services.deqa.config import Config
 from reward_services.deqa.model import MplugOwl2
 
 # Older checkpoints of the base model store what the rotation computes.
@@ -22,13 +22,12 @@ _UNUSED = "rotary_emb.inv_freq"
 _COMPUTABLE = "_pos_embed"
 
 
-def load(index: Path, device: str, dtype: torch.dtype) -> MplugOwl2:
-    """The model that config.json beside `index` describes, with the tensors that `index` lists.
+def load(config: Config, index: Path, device: str, dtype: torch.dtype) -> MplugOwl2:
+    """The model of `config` with the tensors that `index` lists, from the shards beside it.
 
-    Nothing is allocated but the weights themselves and, while it is read, a shard. Raises
-    WeightsError where names or shapes are not the model's.
+    Beside the weights themselves there is one tensor at a time in memory, where it changes its type.
+    Raises WeightsError where names or shapes are not the model's.
     """
-    config = read_config(index.parent / "config.json")
     with torch.device("meta"):
         model = MplugOwl2(config)
     expected = {name: tensor.shape for name, tensor in model.state_dict().items()}

@@ -38,21 +38,25 @@ class MplugOwl2(nn.Module):
         return embeddings(torch.tensor([ids], device=embeddings.weight.device))
 
     def decode(
-        self, rows: Tensor, image: slice, past: Sequence[KeysValues] | None = None
-    ) -> tuple[Tensor, list[KeysValues]]:
-        """States before the final norm, and each layer's keys and values of all rows so far.
+        self,
+        rows: Tensor,
+        image: slice,
+        past: Sequence[KeysValues] | None = None,
+        keep: list[KeysValues] | None = None,
+    ) -> Tensor:
+        """(N, L, width), of which `image` are the image's rows -> states before the final norm.
 
-        rows: (N, L, width), of which `image` are the image's; past: what an earlier call gave for
-        the rows before these, shared by all N.
+        past: what an earlier call kept for the rows before these, which all N share.
+        keep: a list that gets each layer's keys and values of all rows so far.
         """
         config, start = self.config, length(past)
         head_width = config.hidden_size // config.num_attention_heads
         turns = rotation(range(start, start + rows.shape[1]), head_width, config.rope_theta, rows)
-        grown: list[KeysValues] = []
         for index, layer in enumerate(self.model.layers):
             rows, keys_values = layer(rows, image, turns, past[index] if past else None)
-            grown.append(keys_values)
-        return rows, grown
+            if keep is not None:
+                keep.append(keys_values)
+        return rows
 
 
 class _Backbone(nn.Module):
@@ -72,7 +76,8 @@ class Judge:
     @torch.inference_mode()
     def __init__(self, model: MplugOwl2) -> None:
         self.model = model.eval()
-        _, self._before = model.decode(model.text_rows(prompt.BEFORE_IMAGE), NO_IMAGE)
+        self._before: list[KeysValues] = []
+        model.decode(model.text_rows(prompt.BEFORE_IMAGE), NO_IMAGE, keep=self._before)
         self._after = model.text_rows(prompt.AFTER_IMAGE)
         self._levels = model.lm_head.weight[list(prompt.LEVELS.values())]
 
@@ -81,6 +86,6 @@ class Judge:
         """(N, 3, S, S) float32 normalised -> (N, 5): excellent, good, fair, poor, bad."""
         image = self.model.image_rows(torch.from_numpy(pixels).to(self._after))
         rows = torch.cat([image, self._after.expand(len(image), -1, -1)], 1)
-        states, _ = self.model.decode(rows, slice(0, image.shape[1]), self._before)
+        states = self.model.decode(rows, slice(0, image.shape[1]), self._before)
         last = self.model.model.norm(states[:, -1])
         return linear(last, self._levels).float().cpu().numpy()

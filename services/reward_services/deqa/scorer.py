@@ -14,6 +14,7 @@ from reward_services.chassis.clip_pixels import clip_normalise
 from reward_services.chassis.scorer import Sample, Scorer, ScorerInfo, ScorerSettings
 from reward_services.chassis.weights import Weights, WeightsError, fetch_weights
 from reward_services.deqa import levels, prompt
+from reward_services.deqa.config import Config, read_config
 from reward_services.deqa.pixels import jpeg_copy, seen
 
 RANGES = {
@@ -50,16 +51,17 @@ class DeqaScorer(Scorer):
         if dtype == "auto":
             dtype = "float32" if device == "cpu" else "float16"
         self._revision = f"{weights.identity} {dtype} {self.settings.compat}"
+        index = index_of(weights)
+        config = read_config(index.with_name("config.json"))
+        check_vocabulary(config)
 
         import torch
 
         from reward_services.deqa.checkpoint import load
         from reward_services.deqa.model import Judge
 
-        model = load(index_of(weights), device, getattr(torch, dtype))
-        check_vocabulary(model.config.vocab_size, model.config.level_ids)
-        self._side = model.config.vision.image_size
-        self._judge = Judge(model)
+        self._side = config.vision.image_size
+        self._judge = Judge(load(config, index, device, getattr(torch, dtype)))
 
     def info(self) -> ScorerInfo:
         return ScorerInfo(
@@ -107,12 +109,13 @@ def index_of(weights: Weights) -> Path:
     raise WeightsError(f"{weights.folder} holds no model.safetensors.index.json")
 
 
-def check_vocabulary(size: int, level_ids: Sequence[int]) -> None:
+def check_vocabulary(config: Config) -> None:
     """Raises WeightsError unless the model speaks LLaMA-2's tokens, in which `prompt` is written."""
     known = tuple(prompt.LEVELS.values())
-    if size != prompt.VOCABULARY or (level_ids and tuple(level_ids) != known):
+    if config.vocab_size != prompt.VOCABULARY or config.level_ids not in ((), known):
         raise WeightsError(
-            f"config.json has vocab_size {size} and level_ids {list(level_ids)}: not LLaMA-2's tokens"
+            f"config.json has vocab_size {config.vocab_size} and level_ids {config.level_ids}: "
+            "not LLaMA-2's tokens"
         )
 
 

@@ -7,10 +7,10 @@ import torch
 from deqa_checkpoint import GOLDEN, llama_shapes, rule_image, rule_tensors, write_deqa
 from reward_services.chassis.clip_pixels import clip_normalise
 from reward_services.chassis.weights import WeightsError
-from reward_services.deqa import prompt
+from reward_services.deqa import checkpoint, prompt
 from reward_services.deqa.abstractor import position_tables
-from reward_services.deqa.checkpoint import load
 from reward_services.deqa.config import Config, read_config
+from reward_services.deqa.decoder import KeysValues
 from reward_services.deqa.levels import level, probabilities
 from reward_services.deqa.model import NO_IMAGE, Judge, MplugOwl2
 
@@ -22,7 +22,12 @@ LEVEL_IDS = GOLDEN["level_token_ids_excellent_to_bad"]
 @pytest.fixture
 def model(tmp_path):
     write_deqa(tmp_path, tensors=rule_tensors(), vocab_size=320)
-    return load(tmp_path / INDEX, "cpu", torch.float32)
+    return load(tmp_path)
+
+
+def load(folder, dtype=torch.float32, index=INDEX) -> MplugOwl2:
+    config = read_config(folder / "config.json")
+    return checkpoint.load(config, folder / index, "cpu", dtype)
 
 
 def assert_samples(states, samples, tolerance):
@@ -66,7 +71,7 @@ def test_the_decoder_equals_the_originals(model, name):
     before, after = (model.text_rows(part).expand(4, -1, -1) for part in (ids[:at], ids[at + 1 :]))
     rows = torch.cat([before, image, after], 1)
     layers = outputs_of(model.model.layers)
-    states, _ = model.decode(rows, slice(at, at + image.shape[1]))
+    states = model.decode(rows, slice(at, at + image.shape[1]))
     normed = model.model.norm(states)
     logits = model.lm_head(normed)
     for run in (run for run in GOLDEN["runs"] if run["sequence"] == name):
@@ -85,7 +90,7 @@ def test_the_decoder_equals_the_originals(model, name):
 @torch.inference_mode()
 def test_text_alone_equals_the_originals(model):
     golden = GOLDEN["text_only"]
-    states, _ = model.decode(model.text_rows(golden["input_ids"]), NO_IMAGE)
+    states = model.decode(model.text_rows(golden["input_ids"]), NO_IMAGE)
     logits = model.lm_head(model.model.norm(states))[0]
     assert_samples(logits, [[-1, *sample] for sample in golden["logits_last"]], 1e-4)
 
@@ -95,16 +100,17 @@ def test_rows_decoded_before_the_image_are_the_same_as_with_it(model):
     ids, image = GOLDEN["sequences"]["image_in_the_middle"], slice(6, 15)
     pictures = model.image_rows(torch.from_numpy(PIXELS))
     before, after = model.text_rows(ids[:6]), model.text_rows(ids[7:]).expand(4, -1, -1)
-    whole, _ = model.decode(torch.cat([before.expand(4, -1, -1), pictures, after], 1), image)
-    _, past = model.decode(before, NO_IMAGE)
-    rest, _ = model.decode(torch.cat([pictures, after], 1), slice(0, 9), past)
+    whole = model.decode(torch.cat([before.expand(4, -1, -1), pictures, after], 1), image)
+    past: list[KeysValues] = []
+    model.decode(before, NO_IMAGE, keep=past)
+    rest = model.decode(torch.cat([pictures, after], 1), slice(0, 9), past)
     torch.testing.assert_close(rest, whole[:, 6:], atol=1e-5, rtol=1e-5)
 
 
 @torch.inference_mode()
 def test_the_judge_asks_the_real_question(tmp_path):
     write_deqa(tmp_path)
-    model = load(tmp_path / INDEX, "cpu", torch.float32)
+    model = load(tmp_path)
     logits = Judge(model).level_logits(PIXELS)
     real = GOLDEN["real_prompt"]
     assert [*prompt.BEFORE_IMAGE, -200, *prompt.AFTER_IMAGE] == real["input_ids"]
@@ -112,7 +118,7 @@ def test_the_judge_asks_the_real_question(tmp_path):
     image = model.image_rows(torch.from_numpy(PIXELS))
     before = model.text_rows(prompt.BEFORE_IMAGE).expand(4, -1, -1)
     after = model.text_rows(prompt.AFTER_IMAGE).expand(4, -1, -1)
-    states, _ = model.decode(torch.cat([before, image, after], 1), slice(15, 15 + image.shape[1]))
+    states = model.decode(torch.cat([before, image, after], 1), slice(15, 15 + image.shape[1]))
     expected = model.lm_head(model.model.norm(states))[:, -1, real["level_ids"]]
     assert logits == pytest.approx(expected.numpy(), abs=1e-5)
     assert np.ptp(logits, axis=0).min() > 1e-3  # the images matter
@@ -128,7 +134,7 @@ def test_position_tables_of_the_checkpoint_win(tmp_path):
     names = [buffer["name"] for buffer in GOLDEN["buffers"]]
     tables = {buffer["name"]: torch.full(buffer["shape"], 0.5) for buffer in GOLDEN["buffers"]}
     write_deqa(tmp_path, tensors=rule_tensors() | tables, vocab_size=320)
-    state = load(tmp_path / INDEX, "cpu", torch.float32).state_dict()
+    state = load(tmp_path).state_dict()
     assert all((state[name] == 0.5).all() for name in names)
 
 
@@ -137,7 +143,7 @@ def test_bin_shards_and_half_precision(tmp_path, dtype):
     tensors = {name: tensor.half() for name, tensor in rule_tensors(llama_shapes()).items()}
     unused = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8)}
     write_deqa(tmp_path, tensors=tensors | unused, form="bin")
-    model = load(tmp_path / "pytorch_model.bin.index.json", "cpu", dtype)
+    model = load(tmp_path, dtype, "pytorch_model.bin.index.json")
     assert {tensor.dtype for tensor in model.state_dict().values()} == {dtype}
     rated = level(probabilities(Judge(model).level_logits(PIXELS)))
     model.float()
@@ -161,7 +167,7 @@ def test_another_checkpoint_is_refused(tmp_path, change, config, message):
     change(tensors)
     write_deqa(tmp_path, tensors=tensors, **({"vocab_size": 320} | config))
     with pytest.raises(WeightsError, match=message):
-        load(tmp_path / INDEX, "cpu", torch.float32)
+        load(tmp_path)
 
 
 def test_an_empty_config_is_the_published_model(tmp_path):
@@ -178,6 +184,21 @@ def test_published_names_and_sizes():
     assert {name: list(t.shape) for name, t in model.state_dict().items()} == published_shapes()
     assert sum(parameter.numel() for parameter in model.parameters()) == 8_197_859_328
     assert sum(buffer.numel() for buffer in model.buffers()) == 6_690_816
+
+
+@torch.inference_mode()
+def test_the_real_question_has_92_rows():
+    """At the published size, on the meta device: 15 of text, 64 + 1 of the image, 12 of text."""
+    with torch.device("meta"):
+        model = MplugOwl2(Config())
+        image = model.image_rows(torch.empty(2, 3, 448, 448))
+    assert image.shape == (2, 65, 4096)
+    before, kept = [], []
+    model.decode(model.text_rows(prompt.BEFORE_IMAGE), NO_IMAGE, keep=before)
+    after = model.text_rows(prompt.AFTER_IMAGE).expand(2, -1, -1)
+    states = model.decode(torch.cat([image, after], 1), slice(0, 65), before, kept)
+    assert states.shape == (2, 77, 4096)
+    assert [keys.shape for keys, _ in kept] == [(2, 32, 92, 128)] * 32
 
 
 def published_shapes() -> dict[str, list[int]]:
