@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Test processes at a time: one per core.
+JOBS ?= auto
 # On Linux, pip takes the CUDA build of torch unless your index offers a CPU one: see README.
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
@@ -23,7 +25,7 @@ types: $(VENV)/.dev
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 unit: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --maxprocesses 4
 
 proto-check: $(VENV)/.dev ## the generated code belongs to reward.proto
 	$(BIN)/python proto/generate.py --check
@@ -57,6 +59,7 @@ $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) --editable '.[dev]'
+	$(BIN)/python tests/support/torchvision_cpu.py
 	@touch $@ $(VENV)/.demo
 
 clean: ## remove the environments and caches, not the runs

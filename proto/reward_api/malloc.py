@@ -7,7 +7,7 @@ import ctypes
 import sys
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
-_MMAP_BYTES = 32 * 2**20  # the largest value that glibc takes
+_MMAP_BYTES = 32 * 2**20  # the documented maximum; some versions take more
 _KEPT_BYTES = 512 * 2**20
 _TOP_PAD_BYTES = 64 * 2**20
 

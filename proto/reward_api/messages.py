@@ -98,7 +98,7 @@ class Item(Message):
     id: str = ""
     prompt: str = ""
     image: Image | None = None
-    metadata: dict[str, Any] = {}
+    metadata: dict[str, Any] = Field(default_factory=dict)
 
 
 class ScoreRequest(Message):
@@ -114,7 +114,7 @@ class ItemScore(Reply):
     """`value` and all of `scores` are finite."""
 
     value: float
-    scores: dict[str, float] = {}
+    scores: dict[str, float] = Field(default_factory=dict)
     details: dict[str, Any] | None = None
 
     @property

@@ -375,7 +375,7 @@ async def test_wait_ready(service, wire):
     service.reward.is_ready = False
     async with AsyncRewardClient(service.urls[wire]) as client:
         with pytest.raises(Unavailable, match="not ready"):
-            await client.wait_ready(timeout_s=0.2)
+            await client.wait_ready(timeout_s=1.0)
         asyncio.get_running_loop().call_later(0.2, setattr, service.reward, "is_ready", True)
         await client.wait_ready(timeout_s=10)
         assert (await client.metadata()).name == "fake"

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 
 import httptools
 from starlette.types import Scope
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 _SCOPE_KEY = "reward.receive_into"
 
@@ -34,6 +34,12 @@ class HttpProtocol(HttpToolsProtocol):
         super().on_message_begin()
         scope: Scope = self.scope  # pyright: ignore[reportAssignmentType]
         scope[_SCOPE_KEY] = self._receive_into
+
+    def on_headers_complete(self) -> None:
+        super().on_headers_complete()
+        # An answer to HEAD is a head alone: nothing would send it on its way.
+        if self.cycle is not None and self.scope["method"] != "HEAD":
+            self.cycle.transport = _HeadWithBody(self.cycle)  # pyright: ignore[reportAttributeAccessIssue]
 
     async def _receive_into(self, view: memoryview) -> bool:
         rest = _Rest(self, view)
@@ -96,3 +102,29 @@ class _Rest(asyncio.BufferedProtocol):
     def _finish(self) -> None:
         if not self.done.done():
             self.done.set_result(None)
+
+
+class _HeadWithBody:
+    """The transport as one answer sees it: the head waits for the first piece of the body. uvicorn
+    writes them one by one, and each write is a system call that wakes the caller."""
+
+    def __init__(self, cycle: RequestResponseCycle) -> None:
+        self._cycle = cycle
+        self._transport = cycle.transport
+        self._head = b""
+        self._is_head_written = False
+
+    def write(self, data: bytes) -> None:
+        if not self._is_head_written and self._cycle.response_started:  # not "100 Continue"
+            self._head = data
+            self._is_head_written = True
+        else:
+            self._transport.write(self._head + data)
+            self._head = b""
+
+    def close(self) -> None:
+        self._transport.write(self._head)
+        self._transport.close()
+
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()

@@ -12,7 +12,7 @@ from typing import Any
 import uvicorn
 
 from reward_services.chassis.auth import HttpAuth, TokenCheck, uvicorn_tls
-from reward_services.chassis.http_app import create_app
+from reward_services.chassis.http_app import ScoreFirst, create_app
 from reward_services.chassis.http_protocol import HttpProtocol
 from reward_services.chassis.service import RewardService
 
@@ -31,7 +31,7 @@ class HttpFront:
     """The HTTP server of one service."""
 
     def __init__(self, service: RewardService, check: TokenCheck | None) -> None:
-        app: Any = create_app(service)
+        app: Any = ScoreFirst(create_app(service))
         self._settings = service.settings
         self._config = uvicorn.Config(
             HttpAuth(app, check) if check else app,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter as Tally
 from collections.abc import Callable, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -85,6 +84,13 @@ class Metrics:
             registry=registry,
         )
         self._scores: Histogram | None = None
+        # Looked up once: finding a child by its labels costs more than counting.
+        self._scored = self._items.labels(model, "score")
+        self._failed = self._items.labels(model, "error")
+        self._stages = {
+            stage: self._stage_seconds.labels(stage) for stage in ("queue", "decode", "inference")
+        }
+        self._calls: dict[tuple[str, str], tuple[Counter, Histogram]] = {}
 
     def describe(self, score: ScoreRange, *, version: str, revision: str, device: str) -> None:
         """What is known only after loading: build labels and the score's range."""
@@ -113,23 +119,31 @@ class Metrics:
         self._batch_seconds.observe(seconds)
 
     def observe_results(self, results: Sequence[ItemResult], timing: Timing) -> None:
-        failed = Tally(result.error.reason for result in results if result.error)
-        for reason, count in failed.items():
-            self._item_errors.labels(reason).inc(count)
-        self._items.labels(self._model, "error").inc(failed.total())
-        self._items.labels(self._model, "score").inc(len(results) - failed.total())
-        if self._scores is not None:
-            for result in results:
-                if result.score:
-                    self._scores.observe(result.score.value)
-        for stage in ("queue", "decode", "inference"):
-            self._stage_seconds.labels(stage).observe(getattr(timing, f"{stage}_ms") / 1000)
+        failed = 0
+        for result in results:
+            if result.error:
+                failed += 1
+                self._item_errors.labels(result.error.reason).inc()
+            elif result.score and self._scores is not None:
+                self._scores.observe(result.score.value)
+        self._failed.inc(failed)
+        self._scored.inc(len(results) - failed)
+        self._stages["queue"].observe(timing.queue_ms / 1000)
+        self._stages["decode"].observe(timing.decode_ms / 1000)
+        self._stages["inference"].observe(timing.inference_ms / 1000)
 
     def observe_call(
         self, protocol: str, code: str, seconds: float, reason: Reason | None = None
     ) -> None:
-        self._requests.labels(self._model, protocol, code).inc()
-        self._request_seconds.labels(self._model, protocol).observe(seconds)
+        known = self._calls.get((protocol, code))
+        if known is None:
+            known = self._calls[protocol, code] = (
+                self._requests.labels(self._model, protocol, code),
+                self._request_seconds.labels(self._model, protocol),
+            )
+        requests, request_seconds = known
+        requests.inc()
+        request_seconds.observe(seconds)
         if reason is not None:
             self._rejections.labels(reason).inc()
 

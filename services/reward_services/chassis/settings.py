@@ -93,6 +93,8 @@ class ServiceSettings(BaseModel):
     readiness_delay_s: float | None = Field(default=None, ge=0)
     """after SIGTERM, stay open this long while readiness says no, so that balancers notice;
     none: 0 on loopback, else 5"""
+    page: bool = True
+    """serve the page at / on which a person tries the reward"""
     reflection: bool = False
     """serve gRPC reflection (grpcurl)"""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
