@@ -1,6 +1,7 @@
 # The image of any reward: docker build --build-arg REWARD=ocr -f docker/service.Dockerfile .
 # docker/README.md explains the arguments. No `# syntax=` line: it would be pulled from a registry.
 ARG BASE_IMAGE=python:3.11-slim-bookworm
+ARG MMCV_OPS=0
 
 FROM ${BASE_IMAGE} AS packages
 ARG REWARD
@@ -9,31 +10,42 @@ ARG CONSTRAINTS=constraints.txt
 ARG PIP_ARGS=""
 WORKDIR /src
 RUN python -m venv --without-pip /opt/flow-rewards
-COPY pyproject.toml constraints*.txt docker/requirements.py ./
+COPY pyproject.toml constraints*.txt docker/requirements.py docker/install.sh ./
 # Only what others wrote: a change of our code reuses this layer.
-RUN --mount=type=cache,target=/root/.cache/pip \
-    test -n "${EXTRA}" || { echo "build with --build-arg REWARD=NAME" >&2; exit 1; }; \
-    python requirements.py ${EXTRA} > requirements.txt \
-    && python -m pip --python /opt/flow-rewards/bin/python --disable-pip-version-check \
-       install ${PIP_ARGS} --constraint "${CONSTRAINTS}" --requirement requirements.txt
+RUN --mount=type=cache,target=/root/.cache/pip sh install.sh ${EXTRA}
+
+FROM packages AS packages-ops-0
+
+# MMCV_OPS=1: GenEval's detector with mmcv's compiled operators in place of mmcv-lite.
+FROM packages AS packages-ops-1
+ARG MMCV_VERSION=2.1.0
+# 1: CUDA operators too; BASE_IMAGE then needs the CUDA toolkit.
+ARG FORCE_CUDA=0
+COPY docker/mmcv_ops.sh ./
+RUN --mount=type=cache,target=/root/.cache/pip sh mmcv_ops.sh
+
+# hadolint ignore=DL3006
+FROM packages-ops-${MMCV_OPS} AS installed
 
 FROM ${BASE_IMAGE}
 ARG REWARD
 ARG APT_PACKAGES=""
+# hadolint ignore=DL3008
 RUN if [ -n "${APT_PACKAGES}" ]; then \
       apt-get update \
       && apt-get install -y --no-install-recommends ${APT_PACKAGES} \
       && rm -rf /var/lib/apt/lists/*; \
     fi
-COPY --from=packages /opt/flow-rewards /opt/flow-rewards
+COPY --from=installed /opt/flow-rewards /opt/flow-rewards
 COPY proto/reward_api /opt/flow-rewards/src/reward_api
 COPY services/reward_services /opt/flow-rewards/src/reward_services
 COPY docker/commands.sh /tmp/
+# HOME is /tmp, which stays writable when the root is not.
 RUN sh /tmp/commands.sh reward-serve=reward_services reward-score=reward_api.cli \
-    && useradd --create-home --uid 10001 reward \
-    && mkdir /weights && chown 10001 /weights
-USER 10001
-WORKDIR /home/reward
+    && useradd --uid 10001 --no-create-home --home-dir /tmp reward \
+    && mkdir /weights && chown 10001:10001 /weights
+USER 10001:10001
+WORKDIR /weights
 
 # glibc hands freed image buffers back to the kernel and faults them in again for the next request;
 # these thresholds keep them (benchmarks/README.md: less than half the CPU of a gRPC client).

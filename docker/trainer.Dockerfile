@@ -1,4 +1,4 @@
-# The trainer: docker build -f docker/trainer.Dockerfile -t flow-grpo .
+# The trainer: docker build -f docker/trainer.Dockerfile -t flow-rewards/trainer .
 ARG BASE_IMAGE=python:3.11-slim-bookworm
 
 FROM ${BASE_IMAGE} AS packages
@@ -7,11 +7,8 @@ ARG CONSTRAINTS=constraints.txt
 ARG PIP_ARGS=""
 WORKDIR /src
 RUN python -m venv --without-pip /opt/flow-rewards
-COPY pyproject.toml constraints*.txt docker/requirements.py ./
-RUN --mount=type=cache,target=/root/.cache/pip \
-    python requirements.py ${EXTRA} > requirements.txt \
-    && python -m pip --python /opt/flow-rewards/bin/python --disable-pip-version-check \
-       install ${PIP_ARGS} --constraint "${CONSTRAINTS}" --requirement requirements.txt
+COPY pyproject.toml constraints*.txt docker/requirements.py docker/install.sh ./
+RUN --mount=type=cache,target=/root/.cache/pip sh install.sh ${EXTRA}
 
 FROM ${BASE_IMAGE}
 COPY --from=packages /opt/flow-rewards /opt/flow-rewards
@@ -19,13 +16,13 @@ COPY proto/reward_api /opt/flow-rewards/src/reward_api
 COPY trainer/flow_trainer /opt/flow-rewards/src/flow_trainer
 COPY docker/commands.sh /tmp/
 RUN sh /tmp/commands.sh flow-grpo=flow_trainer reward-score=reward_api.cli \
-    && useradd --create-home --uid 10001 trainer \
-    && mkdir -p /weights /trainer/runs && chown 10001 /weights /trainer/runs
+    && useradd --uid 10001 --no-create-home --home-dir /tmp trainer \
+    && mkdir -p /weights /trainer/runs && chown 10001:10001 /weights /trainer/runs
 # Recipes name prompts and the tiny model relative to themselves: the folders keep their places.
 COPY trainer/recipes /trainer/recipes
 COPY trainer/prompts /trainer/prompts
 COPY trainer/tiny_sd3 /trainer/tiny_sd3
-USER 10001
+USER 10001:10001
 WORKDIR /trainer
 
 ENV PATH=/opt/flow-rewards/bin:$PATH \
