@@ -51,6 +51,15 @@ def test_unknown_key_names_the_nearest() -> None:
         ({"update": {"trained_steps": 10}}, "exceeds the 9 stochastic"),
         ({"sampling": {"noise_level": 0}}, "greater than 0"),
         ({"rewards": {}}, "name at least one"),
+        ({"rewards": {"a": {"url": "x", "clip": [1, 0]}}}, r"write \[least, largest\]"),
+        (
+            {"rewards": {"a": {"url": "x", "normalise": "prompt"}}, "advantage": {"std": "gdpo"}},
+            "already",
+        ),
+        (
+            {"update": {"objective": "guard"}, "sampling": {"dynamics": "cps"}},
+            "Gaussian log-probabilities",
+        ),
         ({"epochs": "many"}, "epochs: Input should be a valid integer"),
     ],
 )

@@ -13,11 +13,15 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from flow_trainer.advantages import group_advantages
+from flow_trainer.advantages import combine_rewards, group_advantages
+from flow_trainer.config import Reward
+from flow_trainer.dppo import dppo_objective
 from flow_trainer.dynamics import DYNAMICS, Transition
 from flow_trainer.ema import Ema
-from flow_trainer.objective import clip_objective, kl_divergence
+from flow_trainer.guard import guard_objective
+from flow_trainer.objective import Replayed, clip_objective, kl_divergence
 from flow_trainer.schedule import dynamic_shift_sigmas, flux_mu, static_shift_sigmas
+from flow_trainer.window import window
 
 MEAN_ATOL, LOG_PROB_ATOL = 1e-5, 2e-5
 
@@ -124,9 +128,9 @@ def test_clip_objective(folder: Path) -> None:
         }
         log_prob = t["new_log_prob"].clone().requires_grad_(True)
         advantages = t["advantages"].clamp(-case["adv_clip_max"], case["adv_clip_max"])
-        loss, diagnostics = clip_objective(
-            log_prob, t["old_log_prob"], advantages, case["clip_range"]
-        )
+        unit = torch.ones(len(log_prob))
+        step = Replayed(log_prob, t["old_log_prob"], std=unit, d=unit)
+        loss, diagnostics = clip_objective(step, advantages, case["clip_range"])
         loss.mean().backward()
         assert loss.mean().item() == pytest.approx(case["policy_loss"], rel=1e-6, abs=1e-7)
         gradient = tensors[f"{case['name']}/grad_policy_loss_wrt_new_log_prob"]
@@ -138,6 +142,91 @@ def test_clip_objective(folder: Path) -> None:
         assert means["clip_fraction"] == pytest.approx(case["clipfrac"], abs=1e-6)
         assert means["clip_fraction_above"] == pytest.approx(case["clipfrac_gt_one"], abs=1e-6)
         assert means["clip_fraction_below"] == pytest.approx(case["clipfrac_lt_one"], abs=1e-6)
+
+
+@pytest.fixture(scope="module")
+def guard_tensors(folder: Path) -> dict[str, Tensor]:
+    return load_file(folder / "guard_dppo.safetensors")
+
+
+def replayed(t: dict[str, Tensor], name: str) -> Replayed:
+    square = (t[f"{name}/new_mean"] - t[f"{name}/old_mean"]) ** 2
+    return Replayed(
+        t[f"{name}/new_log_prob"],
+        t[f"{name}/old_log_prob"],
+        std=t[f"{name}/std_dev_t"].flatten() * t[f"{name}/sqrt_neg_dt"].flatten(),
+        d=t[f"{name}/sqrt_neg_dt"].flatten() ** 2,
+        mean_square=square.flatten(1).mean(1),
+    )
+
+
+def test_guard_objective(folder: Path, guard_tensors: dict[str, Tensor]) -> None:
+    for case in load(folder / "guard_dppo.json")["cases"]:
+        step = replayed(guard_tensors, case["name"])
+        # a huge clip range shows the ratio itself: loss = -A r / D
+        raw, _ = guard_objective(step, -torch.ones(2), 1e9)
+        ratio = guard_tensors[f"{case['name']}/guard_ratio_per_sample"]
+        torch.testing.assert_close(raw * step.d, ratio, atol=2e-7, rtol=0)
+        advantages = guard_tensors[f"{case['name']}/advantages"]
+        loss, _ = guard_objective(step, advantages, case["clip_range"])
+        assert loss.mean().item() == pytest.approx(case["guard_policy_loss_verl_omni"], rel=1e-6)
+
+
+def test_dppo_objective(folder: Path, guard_tensors: dict[str, Tensor]) -> None:
+    for case in load(folder / "guard_dppo.json")["cases"]:
+        step, name = replayed(guard_tensors, case["name"]), case["name"]
+        loss, diagnostics = dppo_objective(
+            step, guard_tensors[f"{name}/advantages"], case["dppo_threshold"]
+        )
+        torch.testing.assert_close(loss, guard_tensors[f"{name}/dppo_loss_per_element"])
+        assert loss.mean().item() == pytest.approx(case["dppo_loss"], rel=1e-6)
+        means = {key: value.mean().item() for key, value in diagnostics.items()}
+        assert means["masked_fraction"] == case["dppo_masked_fraction"]
+        assert means["approx_kl"] == pytest.approx(case["dppo_kl_mean"], rel=1e-4)
+
+
+def test_several_rewards(folder: Path) -> None:
+    for case in load(folder / "advantages.json")["multi_reward"]:
+        assert len(set(case["prompts"])) == 3
+        rewards = {name: np.reshape(values, (3, 4)) for name, values in case["rewards"].items()}
+        terms = {name: Reward(url="", weight=w) for name, w in case["weights"].items()}
+        valid = np.ones((3, 4), bool)
+        for std, key in (("prompt", "sum_per_prompt_std"), ("global", "sum_global_std")):
+            total = combine_rewards(rewards, terms, valid)
+            found = group_advantages(total, valid, std=std, min_group=2, clip=np.inf).values
+            # Flow-Factory floors the deviation where we add flow_grpo's 1e-4
+            np.testing.assert_allclose(found.flatten(), case[key], rtol=1e-3)
+        total = combine_rewards(rewards, terms, valid, normalise="prompt")
+        found = group_advantages(total, valid, std="gdpo", min_group=2, clip=np.inf).values
+        np.testing.assert_allclose(found.flatten(), case["gdpo"], rtol=1e-6, atol=1e-6)
+
+
+def test_progressive_window(folder: Path) -> None:
+    for case in load(folder / "sampling.json")["mixgrpo_windows"]:
+        config, expected = case["config"], case["windows_start_len"]
+        if "sample_strategy" in config:
+            continue  # random (another generator) and decaying periods
+        stride = (
+            config.get("prog_overlap_step", 1) if config["prog_overlap"] else config["group_size"]
+        )
+        found = [
+            window(
+                "progressive",
+                num_steps=config["max_timesteps"] + 1,
+                size=config["group_size"],
+                lo=0,
+                hi=None,
+                every=config["iters_per_group"],
+                stride=stride,
+                epoch=index * config.get("every", 1),
+                seed=0,
+            )
+            for index in range(len(expected))
+        ]
+        first_pass = expected.index([0])
+        assert [[w.start, len(w)] for w in found[:first_pass]] == expected[:first_pass]
+        # where the original idles we begin again at once
+        assert found[first_pass] == found[0]
 
 
 def test_kl_forms(folder: Path) -> None:

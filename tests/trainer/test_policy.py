@@ -113,10 +113,24 @@ def test_first_update_has_ratio_one(policy: Policy, recipe_data: dict[str, Any])
         samples, _ = sample(policy, recipe)
         before = [p.detach().clone() for p in policy.trainable().values()]
         stats = update(policy, recipe, samples)
+        assert samples.means is None
         assert stats.ratio_error < 1e-6
         assert stats.means()["clip_fraction"] >= 0
         after = policy.trainable().values()
         assert any(not torch.equal(a, b) for a, b in zip(after, before, strict=True))
+
+
+@pytest.mark.parametrize("objective", ["guard", "dppo"])
+def test_objectives_that_compare_means(
+    policy: Policy, recipe_data: dict[str, Any], objective: str
+) -> None:
+    recipe = changed(recipe_data, "update", objective=objective)
+    samples, _ = sample(policy, recipe)
+    assert samples.means is not None
+    assert samples.means.shape == (8, 3, 4, 4, 4)
+    stats = update(policy, recipe, samples)
+    assert stats.ratio_error < 1e-6
+    assert stats.means()["approx_kl"] > 0  # the second update is off-policy
 
 
 def test_ratio_check_names_a_changed_policy(policy: Policy, recipe: Recipe) -> None:

@@ -63,11 +63,12 @@ class Window(Section):
     kind: Literal["all", "first", "random", "progressive"] = "all"
     """all: every step but the last (the paper). first: steps lo..lo+size-1. random: `size`
     contiguous steps inside [lo, hi), drawn per epoch (Flow-GRPO-Fast). progressive: `size` steps
-    that move right by one every `every` epochs (MixGRPO)."""
+    that move right by `stride` every `every` epochs (MixGRPO)."""
     size: int = Field(default=2, ge=1)
     lo: int = Field(default=0, ge=0)
     hi: int | None = None
     every: int = Field(default=25, ge=1)
+    stride: int = Field(default=1, ge=1)
 
 
 class Sampling(Section):
@@ -91,6 +92,10 @@ class Reward(Section):
     url: str | list[str]
     """http://, https://, grpc:// or grpcs:// address of the service, or of several replicas."""
     weight: float = 1.0
+    clip: tuple[float, float] | None = None
+    """Least and largest score that counts."""
+    normalise: Literal["none", "prompt", "global"] = "none"
+    """Before weighting: to mean 0 and standard deviation 1 in its group, or over the epoch."""
     token_env: str | None = None
     """Name of the environment variable that holds the bearer token."""
 
@@ -106,12 +111,19 @@ class Scoring(Section):
 
 
 class Advantage(Section):
-    std: Literal["prompt", "global", "none"] = "prompt"
+    std: Literal["prompt", "global", "none", "gdpo"] = "prompt"
+    """What a group's rewards, less their mean, are divided by: the group's standard deviation, the
+    epoch's, or 1. gdpo: each reward by its group's, then their weighted sum by the epoch's."""
     clip: float = Field(default=5.0, gt=0)
 
 
 class Update(Section):
+    objective: Literal["clip", "guard", "dppo"] = "clip"
+    """clip: PPO's ratio clip (the paper). guard: the clip of a ratio normalised per step
+    (GRPO-Guard). dppo: no clip, a mask by exact KL (Flow-DPPO)."""
     clip_range: float = Field(default=1e-4, gt=0)
+    """e of the ratio's clip; for dppo, the KL per element above which a step is masked. Log-ratios
+    are means over a latent's elements, so the useful range depends on resolution."""
     kl: Literal["none", "gaussian", "gaussian_unscaled", "velocity"] = "none"
     beta: float = Field(default=0.0, ge=0)
     """Weight of the KL term; not portable between KL forms."""
@@ -129,6 +141,10 @@ class Update(Section):
     adam_eps: float = Field(default=1e-8, gt=0)
     weight_decay: float = Field(default=1e-4, ge=0)
     max_grad_norm: float = Field(default=1.0, gt=0)
+
+    @property
+    def needs_old_means(self) -> bool:
+        return self.objective in ("guard", "dppo")
 
 
 class Ema(Section):
@@ -182,6 +198,9 @@ class Recipe(Section):
         s, u = self.sampling, self.update
         if not self.rewards:
             raise ValueError("rewards: name at least one, e.g. [rewards.ocr] url = ...")
+        for name, reward in self.rewards.items():
+            if reward.clip is not None and reward.clip[0] >= reward.clip[1]:
+                raise ValueError(f"rewards.{name}.clip = {reward.clip}: write [least, largest]")
         if s.prompts_per_epoch % u.updates_per_epoch:
             raise ValueError(
                 f"sampling.prompts_per_epoch = {s.prompts_per_epoch} is not a multiple of "
@@ -195,6 +214,18 @@ class Recipe(Section):
         if u.beta > 0 and u.kl == "none":
             raise ValueError(
                 "update.beta > 0 needs update.kl (gaussian, gaussian_unscaled, velocity)"
+            )
+        if u.objective == "guard" and s.dynamics == "cps":
+            raise ValueError(
+                "update.objective = guard normalises Gaussian log-probabilities, which cps leaves "
+                "unscaled: use sampling.dynamics = flow_sde or dance_sde"
+            )
+        if self.advantage.std == "gdpo" and any(
+            r.normalise != "none" for r in self.rewards.values()
+        ):
+            raise ValueError(
+                "advantage.std = gdpo normalises every reward in its group already: leave out "
+                "rewards.*.normalise"
             )
         window = self.window(0)
         if u.trained_steps is not None and u.trained_steps > len(window):
@@ -224,6 +255,7 @@ class Recipe(Section):
             lo=w.lo,
             hi=w.hi,
             every=w.every,
+            stride=w.stride,
             epoch=epoch,
             seed=self.seed,
         )

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from flow_trainer.advantages import Advantages, group_advantages
+from flow_trainer.advantages import Advantages, epoch_advantages
 from flow_trainer.audit import audit_rows
 from flow_trainer.checkpoint import Checkpoints, Progress
 from flow_trainer.config import Recipe, save_resolved
@@ -143,12 +143,8 @@ def _epochs(run: Run) -> None:
         conditioning = run.policy.encode([prompt.text for prompt in prompts])
         v_ref = reference_velocities(run.policy, recipe, epoch, samples, conditioning)
         scores = run.scorer.collect(hold=lambda down: _hold(run, down))
-        advantages = group_advantages(
-            scores.values.reshape(len(prompts), -1),
-            scores.valid.reshape(len(prompts), -1),
-            std=recipe.advantage.std,
-            min_group=recipe.scoring.min_group,
-            clip=recipe.advantage.clip,
+        advantages = epoch_advantages(
+            recipe, {name: r.values for name, r in scores.rewards.items()}, scores.valid
         )
         # TRAINING: replay the stochastic steps with gradients
         trained = time.perf_counter()

@@ -22,3 +22,6 @@ class Trajectories:
     """(B, W + 1, C, h, w): before each stochastic step, and after the last."""
     log_probs: Tensor
     """(B, W): of latents[:, j + 1] under the policy that drew it."""
+    means: Tensor | None
+    """(B, W, C, h, w): what latents[:, j + 1] was drawn around; kept for objectives that compare
+    means."""

@@ -11,12 +11,21 @@ from torch import Tensor
 
 from flow_trainer.advantages import Advantages
 from flow_trainer.config import Recipe
+from flow_trainer.dppo import dppo_objective
+from flow_trainer.dynamics import Transition
 from flow_trainer.ema import Ema
 from flow_trainer.errors import NonFiniteError
+from flow_trainer.guard import guard_objective
 from flow_trainer.models import Conditioning, Policy
-from flow_trainer.objective import clip_objective, kl_divergence
+from flow_trainer.objective import Objective, Replayed, clip_objective, kl_divergence
 from flow_trainer.rollout import micro_batches, transition
 from flow_trainer.trajectory import Trajectories
+
+OBJECTIVES: dict[str, Objective] = {
+    "clip": clip_objective,
+    "guard": guard_objective,
+    "dppo": dppo_objective,
+}
 
 
 @dataclass(slots=True)
@@ -114,6 +123,7 @@ class Replay:
     sigmas: Tensor
     conditioning: Conditioning
     old_log_prob: Tensor
+    old_mean: Tensor | None
 
 
 def make_replay(
@@ -137,6 +147,7 @@ def make_replay(
         sigmas=samples.sigmas,
         conditioning=conditioning[prompts].repeat(len(offsets)),
         old_log_prob=samples.log_probs[batch, offsets].flatten(),
+        old_mean=None if samples.means is None else samples.means[batch, offsets].flatten(0, 1),
     )
 
 
@@ -180,23 +191,35 @@ def _loss(
     sigmas, steps = replay.sigmas, replay.steps
     v = policy.velocity(x, sigmas[steps], replay.conditioning)
     step = transition(recipe, sigmas, steps, x, v)
-    log_prob = step.log_prob(replay.x_next)
-    loss, diagnostics = clip_objective(
-        log_prob, replay.old_log_prob, advantage, recipe.update.clip_range
-    )
+    replayed = compare(replay, step)
+    objective = OBJECTIVES[recipe.update.objective]
+    loss, diagnostics = objective(replayed, advantage, recipe.update.clip_range)
     if v_ref is not None:
         v_ref_rows = torch.stack([v_ref[j][batch] for j in offsets], 1).flatten(0, 1)
         reference = transition(recipe, sigmas, steps, x, v_ref_rows)
-        d = sigmas[steps] - sigmas[steps + 1]
-        kl = kl_divergence(recipe.update.kl, step, reference, v, v_ref_rows, d)
+        kl = kl_divergence(recipe.update.kl, step, reference, v, v_ref_rows, replayed.d)
         loss = loss + recipe.update.beta * kl
         diagnostics = {**diagnostics, "kl": kl.detach()}
     _check_finite(loss, rows, len(offsets), steps)
     stats.add({**diagnostics, "loss": loss.detach()}, len(loss))
     if first:
-        error = float((log_prob.detach() - replay.old_log_prob).exp().sub(1).abs().max())
+        error = float((replayed.log_prob.detach() - replay.old_log_prob).exp().sub(1).abs().max())
         stats.ratio_error = max(stats.ratio_error, error)
     return loss.sum()
+
+
+def compare(replay: Replay, step: Transition) -> Replayed:
+    """The recorded steps under the current policy's transitions."""
+    mean_square = None
+    if replay.old_mean is not None:
+        mean_square = ((step.mean - replay.old_mean) ** 2).flatten(1).mean(1)
+    return Replayed(
+        step.log_prob(replay.x_next),
+        replay.old_log_prob,
+        std=step.std.flatten(),
+        d=replay.sigmas[replay.steps] - replay.sigmas[replay.steps + 1],
+        mean_square=mean_square,
+    )
 
 
 def _step(
