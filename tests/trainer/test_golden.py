@@ -14,11 +14,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from flow_trainer.advantages import combine_rewards, group_advantages
+from flow_trainer.awm import awm_log_prob
 from flow_trainer.config import Reward
 from flow_trainer.dppo import dppo_objective
 from flow_trainer.dynamics import DYNAMICS, Transition
-from flow_trainer.ema import Ema
+from flow_trainer.ema import Ema, ema_rule
 from flow_trainer.guard import guard_objective
+from flow_trainer.nft import Noised, nft_objective
 from flow_trainer.objective import Replayed, clip_objective, kl_divergence
 from flow_trainer.schedule import dynamic_shift_sigmas, flux_mu, static_shift_sigmas
 from flow_trainer.window import window
@@ -185,6 +187,52 @@ def test_dppo_objective(folder: Path, guard_tensors: dict[str, Tensor]) -> None:
         assert means["approx_kl"] == pytest.approx(case["dppo_kl_mean"], rel=1e-4)
 
 
+def test_nft_objective(folder: Path) -> None:
+    t = load_file(folder / "forward_process.safetensors")
+    cases = load(folder / "forward_process.json")["cases"]
+    assert len(cases) == 3
+    for case in cases:
+        x_0, noise, sigma, v_old, v_new, v_ref, advantages = (
+            t[f"{case['name']}/{k}"]
+            for k in ("x0", "noise", "t", "v_old", "v_new", "v_ref", "advantages")
+        )
+        column = sigma.view(-1, 1, 1, 1)
+        v = v_new.clone().requires_grad_(True)
+        x_t = (1 - column) * x_0 + column * noise
+        clip = case["adv_clip_max"]
+        loss, diagnostics = nft_objective(
+            Noised(x_0, noise, x_t, sigma, v, v_old),
+            advantages.clamp(-clip, clip),
+            strength=case["beta"],
+            advantage_clip=clip,
+        )
+        total = loss + case["kl_beta"] * ((v - v_ref) ** 2).flatten(1).mean(1)
+        total.mean().backward()
+        assert total.mean().item() == pytest.approx(case["total_loss"], rel=1e-6)
+        assert loss.mean().item() == pytest.approx(clip * case["unweighted_policy_loss"], rel=1e-6)
+        deviation = diagnostics["old_deviation"].mean().item()
+        assert deviation == pytest.approx(case["old_deviate"], rel=1e-5)
+        torch.testing.assert_close(
+            v.grad, t[f"{case['name']}/grad_wrt_v_new"], atol=1e-8, rtol=1e-4
+        )
+
+
+def test_awm_log_prob(folder: Path) -> None:
+    t = load_file(folder / "forward_process.safetensors")
+    for weighting, key in (
+        ("uniform", "Uniform"),
+        ("t", "t"),
+        ("t2", "tpow2"),
+        ("huber", "huber"),
+        ("ghuber", "ghuber"),
+    ):
+        found = awm_log_prob(
+            t["awm/model_output"], t["awm/target"], t["awm/timestep"] / 1000, weighting
+        )
+        expected = t[f"awm/log_prob_{key}"]
+        torch.testing.assert_close(found, expected.double(), rtol=1e-6, atol=1e-9)
+
+
 def test_several_rewards(folder: Path) -> None:
     for case in load(folder / "advantages.json")["multi_reward"]:
         assert len(set(case["prompts"])) == 3
@@ -256,7 +304,7 @@ def test_ema(folder: Path) -> None:
     trace = load(folder / "sampling.json")["ema_decay09_interval8"]
     start = [p - s for p, s in zip(trace[0]["param"], (0.1, 0.05), strict=True)]
     parameter = torch.nn.Parameter(torch.tensor(start, dtype=torch.float64))
-    ema = Ema({"w": parameter}, decay=0.9, interval=8)
+    ema = Ema({"w": parameter}, ema_rule(0.9, 8))
     for row in trace:
         parameter.data = torch.tensor(row["param"], dtype=torch.float64)
         ema.update()

@@ -11,9 +11,10 @@ import torch
 from flow_trainer.advantages import combine_rewards, group_advantages
 from flow_trainer.config import Reward
 from flow_trainer.dppo import dppo_objective
-from flow_trainer.ema import Ema
+from flow_trainer.ema import Ema, ema_rule, old_policy_rule
 from flow_trainer.errors import ConfigError
-from flow_trainer.noise import evaluation_noise, sample_noise
+from flow_trainer.nft import Noised, nft_objective
+from flow_trainer.noise import evaluation_noise, forward_noise, forward_steps, sample_noise
 from flow_trainer.objective import Replayed, clip_objective
 from flow_trainer.prompts import epoch_prompts, read_prompts
 from flow_trainer.update import OBJECTIVES
@@ -168,7 +169,7 @@ def test_objective_stops_at_the_clip() -> None:
 
 def test_ema_swaps_back_after_an_exception() -> None:
     parameter = torch.nn.Parameter(torch.zeros(3))
-    ema = Ema({"w": parameter}, decay=0.9, interval=1)
+    ema = Ema({"w": parameter}, ema_rule(0.9, 1))
     parameter.data.fill_(1.0)
     ema.update()
     average = float(ema.weights()["w"][0])
@@ -184,9 +185,47 @@ def test_ema_swaps_back_after_an_exception() -> None:
         fails_inside()
     assert seen == [pytest.approx(average)]
     assert parameter.tolist() == [1.0] * 3
-    other = Ema({"w": torch.nn.Parameter(torch.zeros(3))}, decay=0.9, interval=1)
+    other = Ema({"w": torch.nn.Parameter(torch.zeros(3))}, ema_rule(0.9, 1))
     other.load_state_dict(ema.state_dict())
     assert torch.equal(other.weights()["w"], ema.weights()["w"])
+
+
+def test_the_old_policy_lags_more_and_more() -> None:
+    # DiffusionNFT's decay types 0, 1 and 2
+    copy, slow, late = (
+        old_policy_rule(*numbers)
+        for numbers in ((0, 0.0, 0.0), (0, 0.001, 0.5), (75, 0.0075, 0.999))
+    )
+    assert [copy(k) for k in (0, 100)] == [0, 0]
+    assert [slow(k) for k in (1, 499, 600)] == pytest.approx([0.001, 0.499, 0.5])
+    assert [late(k) for k in (74, 75, 175, 300)] == pytest.approx([0, 0, 0.75, 0.999])
+
+
+def test_forward_noise_depends_on_the_sample_and_the_level() -> None:
+    keys = [(3, 0), (3, 1), (5, 0)]
+    noise = forward_noise(7, 2, keys, SHAPE, [0, 1, 2])
+    assert torch.equal(forward_noise(7, 2, keys[1:], SHAPE, [2]), noise[1:, 2:])
+    assert len(noise.unique()) == noise.numel()
+    steps = forward_steps(7, 2, keys, 10)
+    assert steps.sort(1).values.tolist() == [list(range(10))] * 3
+    assert not torch.equal(steps[0], steps[1])
+    assert torch.equal(forward_steps(7, 2, keys[1:], 10), steps[1:])
+
+
+def test_nft_pulls_good_samples_and_pushes_bad_ones() -> None:
+    x_0, noise = torch.randn(2, 3, *SHAPE)
+    sigma = torch.full((3,), 0.5)
+    x_t = 0.5 * x_0 + 0.5 * noise
+    v_old = noise - x_0 + 0.3 * torch.randn(3, *SHAPE)
+    v = v_old.clone().requires_grad_(True)
+    advantages = torch.tensor([5.0, -5.0, 0.0])
+    step = Noised(x_0, noise, x_t, sigma, v, v_old)
+    nft_objective(step, advantages, strength=1.0, advantage_clip=5.0)[0].sum().backward()
+    assert v.grad is not None
+    towards = (-v.grad * (noise - x_0 - v_old)).flatten(1).sum(1)
+    assert towards[0] > 0
+    torch.testing.assert_close(towards[1], -towards[1].abs())
+    torch.testing.assert_close(v.grad[2], torch.zeros(SHAPE), atol=1e-7, rtol=0)
 
 
 def test_epoch_prompts_are_distinct_fair_and_repeatable() -> None:

@@ -74,7 +74,8 @@ class Window(Section):
 class Sampling(Section):
     num_steps: int = Field(default=10, ge=2)
     """T while training; evaluation has its own."""
-    dynamics: Literal["flow_sde", "cps", "dance_sde"] = "flow_sde"
+    dynamics: Literal["flow_sde", "cps", "dance_sde", "ode"] = "flow_sde"
+    """ode: no noise after the first, for objectives on the forward process."""
     noise_level: float = Field(default=0.7, gt=0.0)
     """a of Flow-SDE and CPS, eta of Dance-SDE."""
     window: Window = Window()
@@ -118,9 +119,11 @@ class Advantage(Section):
 
 
 class Update(Section):
-    objective: Literal["clip", "guard", "dppo"] = "clip"
-    """clip: PPO's ratio clip (the paper). guard: the clip of a ratio normalised per step
-    (GRPO-Guard). dppo: no clip, a mask by exact KL (Flow-DPPO)."""
+    objective: Literal["clip", "guard", "dppo", "nft", "awm"] = "clip"
+    """On the sampled trajectories: clip: PPO's ratio clip (the paper). guard: the clip of a ratio
+    normalised per step (GRPO-Guard). dppo: no clip, a mask by exact KL (Flow-DPPO). On finished
+    samples that are noised again, see [forward]: nft (DiffusionNFT), awm (advantage-weighted
+    matching)."""
     clip_range: float = Field(default=1e-4, gt=0)
     """e of the ratio's clip; for dppo, the KL per element above which a step is masked. Log-ratios
     are means over a latent's elements, so the useful range depends on resolution."""
@@ -129,7 +132,8 @@ class Update(Section):
     """Weight of the KL term; not portable between KL forms."""
     updates_per_epoch: int = Field(default=2, ge=1)
     trained_steps: int | None = Field(default=None, ge=1)
-    """Train a random subset of the window of this size, drawn per epoch (default: all of it)."""
+    """Train a random subset of the window of this size, drawn per epoch (default: all of it). On the
+    forward process: noise levels per sample (default: num_steps - 1)."""
     steps_per_forward: int = Field(default=1, ge=1)
     """Window steps replayed in one transformer forward (a performance knob)."""
     learning_rate: float = Field(default=3e-4, gt=0)
@@ -145,6 +149,27 @@ class Update(Section):
     @property
     def needs_old_means(self) -> bool:
         return self.objective in ("guard", "dppo")
+
+    @property
+    def forward_process(self) -> bool:
+        return self.objective in ("nft", "awm")
+
+
+class Forward(Section):
+    """Objectives nft and awm. An old policy, a moving average of the trained one, draws the samples.
+    After every epoch, k optimizer steps in all, it keeps d = min(old_rate (k - old_start), old_max)
+    of itself."""
+
+    strength: float = Field(default=1.0, gt=0, le=1)
+    """b of DiffusionNFT."""
+    weighting: Literal["uniform", "t", "t2", "huber", "ghuber"] = "ghuber"
+    """How AWM weighs the matching loss over noise levels."""
+    old_start: int = Field(default=0, ge=0)
+    old_rate: float = Field(default=0.001, ge=0)
+    old_max: float = Field(default=0.5, ge=0, lt=1)
+    """0: the old policy is the current one of the epoch's start."""
+    old_beta: float = Field(default=0.0, ge=0)
+    """Weight of mean((v - v_old)^2)."""
 
 
 class Ema(Section):
@@ -188,51 +213,17 @@ class Recipe(Section):
     scoring: Scoring = Scoring()
     advantage: Advantage = Advantage()
     update: Update = Update()
+    forward: Forward = Forward()
     ema: Ema = Ema()
     evaluation: Evaluation = Evaluation()
     checkpoints: Checkpoints = Checkpoints()
     logging: Logging = Logging()
 
     @model_validator(mode="after")
-    def _sizes_work(self) -> Recipe:
-        s, u = self.sampling, self.update
-        if not self.rewards:
-            raise ValueError("rewards: name at least one, e.g. [rewards.ocr] url = ...")
-        for name, reward in self.rewards.items():
-            if reward.clip is not None and reward.clip[0] >= reward.clip[1]:
-                raise ValueError(f"rewards.{name}.clip = {reward.clip}: write [least, largest]")
-        if s.prompts_per_epoch % u.updates_per_epoch:
-            raise ValueError(
-                f"sampling.prompts_per_epoch = {s.prompts_per_epoch} is not a multiple of "
-                f"update.updates_per_epoch = {u.updates_per_epoch}: groups are never split"
-            )
-        if self.scoring.min_group > s.group_size:
-            raise ValueError(
-                f"scoring.min_group = {self.scoring.min_group} exceeds sampling.group_size = "
-                f"{s.group_size}: every group would be dropped"
-            )
-        if u.beta > 0 and u.kl == "none":
-            raise ValueError(
-                "update.beta > 0 needs update.kl (gaussian, gaussian_unscaled, velocity)"
-            )
-        if u.objective == "guard" and s.dynamics == "cps":
-            raise ValueError(
-                "update.objective = guard normalises Gaussian log-probabilities, which cps leaves "
-                "unscaled: use sampling.dynamics = flow_sde or dance_sde"
-            )
-        if self.advantage.std == "gdpo" and any(
-            r.normalise != "none" for r in self.rewards.values()
-        ):
-            raise ValueError(
-                "advantage.std = gdpo normalises every reward in its group already: leave out "
-                "rewards.*.normalise"
-            )
-        window = self.window(0)
-        if u.trained_steps is not None and u.trained_steps > len(window):
-            raise ValueError(
-                f"update.trained_steps = {u.trained_steps} exceeds the {len(window)} stochastic "
-                "steps of sampling.window"
-            )
+    def _values_fit(self) -> Recipe:
+        from flow_trainer.checks import check_recipe
+
+        check_recipe(self)
         return self
 
     @property
@@ -243,10 +234,17 @@ class Recipe(Section):
     def num_updates(self) -> int:
         return self.epochs * self.update.updates_per_epoch
 
+    @property
+    def forward_steps(self) -> int:
+        """Noise levels per sample that nft and awm train."""
+        return self.update.trained_steps or self.sampling.num_steps - 1
+
     def window(self, epoch: int) -> range:
         """Stochastic steps of `epoch`."""
         from flow_trainer.window import window
 
+        if self.sampling.dynamics == "ode":
+            return range(0)
         w = self.sampling.window
         return window(
             w.kind,
