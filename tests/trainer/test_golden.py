@@ -22,7 +22,7 @@ from flow_trainer.ema import Ema, ema_rule
 from flow_trainer.guard import guard_objective
 from flow_trainer.nft import Noised, nft_objective
 from flow_trainer.objective import Replayed, clip_objective, kl_divergence
-from flow_trainer.schedule import dynamic_shift_sigmas, flux_mu, static_shift_sigmas
+from flow_trainer.schedule import dynamic_shift_sigmas, shift_mu, static_shift_sigmas
 from flow_trainer.window import window
 
 MEAN_ATOL, LOG_PROB_ATOL = 1e-5, 2e-5
@@ -39,7 +39,7 @@ def load(path: Path) -> Any:
 
 def test_schedules(folder: Path) -> None:
     data = load(folder / "schedules.json")
-    assert flux_mu(1024) == pytest.approx(data["mu_flux512"])
+    assert shift_mu(1024) == pytest.approx(data["mu_flux512"])
     for name, expected in data["schedules"].items():
         family, _, steps = name.partition("_T")
         if family == "flux512":

@@ -10,8 +10,18 @@ if TYPE_CHECKING:
 
 
 def check_recipe(recipe: Recipe) -> None:
-    for check in (_rewards, _sizes, _objective, _forward_process, _trained_steps):
+    for check in (_model, _rewards, _sizes, _objective, _forward_process, _trained_steps):
         check(recipe)
+
+
+def _model(recipe: Recipe) -> None:
+    m = recipe.model
+    if m.family != "sd3" and m.dtype == "float16":
+        raise ValueError(
+            f"model.dtype = float16 overflows in {m.family} and gives broken images: use bfloat16"
+        )
+    if m.adapter is not None and m.tuning == "full":
+        raise ValueError("model.adapter is a LoRA adapter: use model.tuning = lora")
 
 
 def _rewards(recipe: Recipe) -> None:
