@@ -27,13 +27,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
         sys.stdout.write(
-            f"usage: reward-serve NAME [settings]\n       reward-serve --list\n\n"
+            f"usage: reward-serve NAME [settings]\n       reward-serve --list\n"
+            f"       reward-serve --probe\n\n"
             f"rewards: {', '.join(rewards())}\n`reward-serve NAME --help` lists the settings.\n"
+            f"--probe: exit status 0 when the service that the environment configures is ready\n"
         )
         return 0 if arguments else EXIT_USAGE
     if arguments[0] == "--list":
         sys.stdout.write("".join(f"{name}\n" for name in rewards()))
         return 0
+    if arguments == ["--probe"]:
+        from reward_services.chassis.probe import probe
+
+        return probe(os.environ)
     name, *flags = arguments
     if name not in rewards():
         return _usage_error(f"there is no reward {name!r}{_nearest(name)}; reward-serve --list")

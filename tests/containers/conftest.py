@@ -1,0 +1,31 @@
+"""Tests that start the real images: `make test-containers`, which sets TEST_CONTAINERS."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from compose_stack import Stack
+
+if "TEST_CONTAINERS" not in os.environ:
+    collect_ignore_glob = ["test_*.py"]
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """The compose project; whatever tests started of it is gone at the end."""
+    stack = Stack(tmp_path_factory.mktemp("containers"))
+    stack.down()  # of a run that was killed
+    try:
+        yield stack
+    finally:
+        stack.down()
+
+
+@pytest.fixture(scope="session")
+def tiny_weights(stack: Stack) -> Path:
+    """Random checkpoints in the published layouts, readable by the containers' user."""
+    return stack.weights()

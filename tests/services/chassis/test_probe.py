@@ -1,0 +1,44 @@
+"""The health check of a container, against real services."""
+
+import subprocess
+import sys
+
+import pytest
+
+from processes import BRIGHTNESS, environment
+
+
+def probe(**variables):
+    return subprocess.run(
+        [sys.executable, "-m", "reward_services", "--probe"],
+        env=environment(**variables),
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.system
+def test_probe(services):
+    service = services.start(BRIGHTNESS)
+    http, grpc = (url.rpartition(":")[2] for url in (service.http, service.grpc))
+    assert probe(REWARD_HTTP_PORT=http).returncode == 0
+    assert probe(REWARD_HTTP_PORT="none", REWARD_GRPC_PORT=grpc).returncode == 0
+    service.stop()
+    for variables in (
+        {"REWARD_HTTP_PORT": http},
+        {"REWARD_HTTP_PORT": "none", "REWARD_GRPC_PORT": grpc},
+    ):
+        failed = probe(**variables)
+        assert failed.returncode == 1
+        assert failed.stderr.startswith("not ready: ")
+
+
+@pytest.mark.system
+def test_probe_of_a_service_that_leaves(services):
+    service = services.start(BRIGHTNESS, REWARD_READINESS_DELAY_S="60")
+    port = service.http.rpartition(":")[2]
+    service.process.terminate()
+    while (done := probe(REWARD_HTTP_PORT=port)).returncode == 0:
+        """The signal is on its way."""
+    assert "draining" in done.stderr
+    service.stop()  # the second signal ends it at once
