@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,7 @@ class Architecture:
     """Names of the layers that get an adapter."""
 
 
+@cache
 def inspect(path: str, family: str, rank: int) -> Architecture | None:
     """Builds the transformer of a hub repository or pipeline folder on the meta device, with a LoRA
     adapter of this rank on the family's targets; None when neither its config nor name is known."""
