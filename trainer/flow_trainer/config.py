@@ -348,9 +348,9 @@ def _resolve_paths(data: dict[str, Any], folder: Path) -> None:
     model, prompts = data.get("model"), data.get("prompts")
     if isinstance(model, dict) and isinstance(model.get("path"), str):
         for key in ("path", "adapter"):
-            local = folder / str(model.get(key))
-            if local.is_dir():
-                model[key] = str(local.resolve())
+            value = model.get(key)
+            if isinstance(value, str) and (folder / value).is_dir():
+                model[key] = str((folder / value).resolve())
     if isinstance(prompts, dict):
         for key, value in prompts.items():
             if isinstance(value, str):

@@ -44,7 +44,7 @@ def evaluate_checkpoint(
     finally:
         scorer.close()
     summary = {
-        "checkpoint": str(checkpoint) if checkpoint else recipe.model.path,
+        "checkpoint": str(checkpoint or recipe.model.adapter or recipe.model.path),
         "split": split,
         "steps": num_steps or recipe.evaluation.num_steps,
         **result.summary(),
