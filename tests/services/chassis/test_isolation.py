@@ -1,5 +1,6 @@
 """One batch through a scorer: every sample gets its own outcome, whatever the scorer does."""
 
+import gc
 import weakref
 
 import numpy as np
@@ -133,6 +134,15 @@ def test_errors_are_told_apart(error, lost, memory):
     assert is_out_of_memory(error) is memory
 
 
+@pytest.fixture(scope="module")
+def small_heap():
+    """Freeing memory walks all objects; other tests may have left this process millions."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.mark.usefixtures("small_heap")
 @settings(max_examples=30, deadline=None)
 @given(
     st.lists(
