@@ -7,7 +7,7 @@ JOBS ?= auto
 # On Linux, pip takes the CUDA build of torch unless your index offers a CPU one: see README.
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help demo test test-paddle lint types unit proto-check bench clean
+.PHONY: help demo test test-paddle test-triton lint types unit proto-check bench clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -39,6 +39,15 @@ test-paddle: .venv-paddle/.done ## the PaddleOCR engine, in an environment of it
 	.venv-paddle/bin/python -m pip --disable-pip-version-check install --quiet -c constraints-paddle.txt \
 	  --editable '.[ocr-paddle]' pytest pytest-asyncio pytest-timeout
 	.venv-paddle/bin/python -m pip --disable-pip-version-check install --quiet --no-deps rapidocr==3.10.0
+	@touch $@
+
+test-triton: $(VENV)/.dev .venv-triton/.done ## the published Triton client against our services
+	$(BIN)/python -m pytest tests/services/dialects/test_triton_client.py
+
+# It wants an older protobuf than we do: it runs in an environment of its own.
+.venv-triton/.done:
+	$(PYTHON) -m venv .venv-triton
+	.venv-triton/bin/python -m pip --disable-pip-version-check install --quiet 'tritonclient[http,grpc]==2.73.0'
 	@touch $@
 
 bench: ## service overhead and batching, against Flask + pickle and LitServe

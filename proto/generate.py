@@ -1,4 +1,5 @@
-"""Regenerates reward_api/v1/*_pb2* from reward.proto; `--check` fails when they are out of date.
+"""Regenerates reward_api/v1/*_pb2* from the .proto files beside them; `--check` fails when they are
+out of date.
 
 The generator is pinned low on purpose: protobuf refuses generated code that is newer than its
 runtime, so what grpcio-tools 1.62.3 (gencode 4.25) makes loads on protobuf 4.25 to 7, and what a
@@ -17,8 +18,11 @@ import venv
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
-PROTO = Path("reward_api/v1/reward.proto")
-OUTPUTS = ("reward_pb2.py", "reward_pb2.pyi", "reward_pb2_grpc.py")
+FOLDER = Path("reward_api/v1")
+OUTPUTS = {
+    "reward.proto": ("reward_pb2.py", "reward_pb2.pyi", "reward_pb2_grpc.py"),
+    "open_inference.proto": ("open_inference_pb2.py", "open_inference_pb2.pyi"),
+}
 # setuptools: grpcio-tools 1.62 imports pkg_resources, which newer ones dropped.
 REQUIREMENTS = ("grpcio-tools==1.62.3", "setuptools<81")
 
@@ -33,19 +37,21 @@ def generator(home: Path) -> Path:
 
 
 def generate(python: Path, out: Path) -> None:
-    subprocess.run(
-        [
-            python,
-            "-m",
-            "grpc_tools.protoc",
-            f"--proto_path={ROOT}",
-            f"--python_out={out}",
-            f"--pyi_out={out}",
-            f"--grpc_python_out={out}",
-            str(ROOT / PROTO),
-        ],
-        check=True,
-    )
+    for proto, outputs in OUTPUTS.items():
+        has_service = any(name.endswith("_grpc.py") for name in outputs)
+        subprocess.run(
+            [
+                python,
+                "-m",
+                "grpc_tools.protoc",
+                f"--proto_path={ROOT}",
+                f"--python_out={out}",
+                f"--pyi_out={out}",
+                *([f"--grpc_python_out={out}"] if has_service else []),
+                str(ROOT / FOLDER / proto),
+            ],
+            check=True,
+        )
 
 
 def main() -> int:
@@ -63,10 +69,9 @@ def main() -> int:
         return 0
     with tempfile.TemporaryDirectory() as folder:
         generate(python, Path(folder))
-        made = Path(folder) / PROTO.parent
-        stale = [
-            n for n in OUTPUTS if not filecmp.cmp(made / n, ROOT / PROTO.parent / n, shallow=False)
-        ]
+        made, committed = Path(folder) / FOLDER, ROOT / FOLDER
+        names = [name for outputs in OUTPUTS.values() for name in outputs]
+        stale = [n for n in names if not filecmp.cmp(made / n, committed / n, shallow=False)]
     if stale:
         print(f"out of date: {', '.join(stale)}; run: python proto/generate.py", file=sys.stderr)
     return 1 if stale else 0

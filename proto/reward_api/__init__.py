@@ -21,11 +21,12 @@ if TYPE_CHECKING:
         ServerFault,
         Unavailable,
     )
-    from reward_api.flow_grpo import as_flow_grpo, as_flow_grpo_multi
+    from reward_api.flow_grpo import as_flow_grpo, as_flow_grpo_geneval, as_flow_grpo_multi
     from reward_api.images import EncodedImages, encode_images
     from reward_api.messages import RewardMetadata
     from reward_api.suite import AsyncRewardSuite, SuiteScores
     from reward_api.sync import RewardClient, RewardSuite
+    from reward_api.trl import as_trl
 
 _MODULES = {
     "AsyncRewardClient": "client",
@@ -47,7 +48,9 @@ _MODULES = {
     "SuiteScores": "suite",
     "Unavailable": "errors",
     "as_flow_grpo": "flow_grpo",
+    "as_flow_grpo_geneval": "flow_grpo",
     "as_flow_grpo_multi": "flow_grpo",
+    "as_trl": "trl",
     "encode_images": "images",
 }
 
@@ -71,7 +74,9 @@ __all__ = [
     "SuiteScores",
     "Unavailable",
     "as_flow_grpo",
+    "as_flow_grpo_geneval",
     "as_flow_grpo_multi",
+    "as_trl",
     "encode_images",
 ]
 

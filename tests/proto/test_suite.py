@@ -172,19 +172,37 @@ def test_flow_grpo_function_raises_instead_of_zero():
         reward_fn(IMAGES, PROMPTS)
 
 
-@pytest.mark.parametrize(
-    "case", [case for case in GOLDEN["cases"] if case["geneval_extra"] is None]
-)
+@pytest.mark.parametrize("case", GOLDEN["cases"])
 def test_multi_score_of_the_original(case):
     """Number for number, keys in the original's order."""
 
-    def scripted(scores):
-        return FakeReward(lambda image, prompt, metadata: scores[int(prompt)])
+    def scripted(name):
+        def score(image, prompt, metadata):
+            sub_scores = _geneval_scores(case, int(prompt)) if name == "geneval" else {}
+            return ItemScore(value=case["scores"][name][int(prompt)], scores=sub_scores)
 
-    clients = {n: RewardClient(transport=scripted(case["scores"][n])) for n in case["weights"]}
+        return FakeReward(score)
+
+    clients = {name: RewardClient(transport=scripted(name)) for name in case["weights"]}
     multi = as_flow_grpo_multi(RewardSuite(clients, case["weights"]))
     count = len(case["details"]["avg"])
-    details, info = multi(np.zeros((count, 4, 4, 3), np.uint8), [str(i) for i in range(count)], {})
+    metadata = [{"tag": _tag(case, i)} for i in range(count)]
+    prompts = [str(i) for i in range(count)]
+    details, info = multi(np.zeros((count, 4, 4, 3), np.uint8), prompts, metadata, False)
     assert details == case["details"]
     assert list(details) == case["detail_keys_in_order"]
     assert info == {}
+
+
+def _geneval_scores(case, index):
+    extra = case["geneval_extra"]
+    return {
+        "flow_grpo": 0.0,
+        "official": extra["rewards"][index],
+        "strict": extra["strict_rewards"][index],
+    }
+
+
+def _tag(case, index):
+    groups = (case["geneval_extra"] or {}).get("group_rewards", {})
+    return next((tag for tag, values in groups.items() if values[index] != -10.0), "")

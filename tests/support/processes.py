@@ -16,6 +16,7 @@ from reward_api import RewardClient
 ROOT = Path(__file__).resolve().parents[2]
 PATHS = os.pathsep.join(str(ROOT / name) for name in ("proto", "services", "trainer"))
 BRIGHTNESS = str(Path(__file__).with_name("brightness.py"))
+EVIDENCE = str(Path(__file__).with_name("evidence.py"))
 
 
 def environment(**extra: str) -> dict[str, str]:
@@ -46,7 +47,9 @@ class Services:
     folder: Path
     started: list[Service] = field(default_factory=list)
 
-    def start(self, *command: str, http_port: int = 0, **variables: str) -> Service:
+    def start(
+        self, *command: str, http_port: int = 0, wait_ready: bool = True, **variables: str
+    ) -> Service:
         """`start(BRIGHTNESS)` or `start("-m", "reward_services", "jpeg")`; returns when ready."""
         ports_file = self.folder / f"ports{len(self.started)}.json"
         flags = ["--http-port", str(http_port), "--grpc-port", "0", "--port-file", str(ports_file)]
@@ -63,8 +66,9 @@ class Services:
         ports = json.loads(ports_file.read_text())
         service.http = f"http://127.0.0.1:{ports['http_port']}"
         service.grpc = f"grpc://127.0.0.1:{ports['grpc_port']}"
-        with RewardClient(service.http) as client:
-            client.wait_ready(60)
+        if wait_ready:
+            with RewardClient(service.http) as client:
+                client.wait_ready(60)
         return service
 
     def stop(self) -> None:

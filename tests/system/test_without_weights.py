@@ -5,8 +5,8 @@ import subprocess
 import sys
 
 import pytest
-from processes import environment
 
+from processes import environment
 from reward_services.__main__ import rewards
 
 EMBEDDED = {"jpeg", "ocr"}  # nothing to download

@@ -1,4 +1,4 @@
-"""`flow-grpo`: train, evaluate, doctor, report, demo. Heavy imports wait until a command runs."""
+"""`flow-grpo`: train, evaluate, doctor, report, prompts, demo. Heavy imports wait until a command runs."""
 
 from __future__ import annotations
 
@@ -58,6 +58,8 @@ def _parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="write RUN/report.html, self-contained")
     report.add_argument("run", type=Path)
 
+    _prompts_parser(commands.add_parser("prompts", help="write GenEval or text-rendering prompts"))
+
     demo = commands.add_parser("demo", help="start the OCR reward, train the tiny model, report")
     demo.add_argument("--seed", type=int, default=42)
     demo.add_argument("--out", type=Path, default=Path("runs/demo"))
@@ -65,6 +67,43 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     demo.add_argument("--keep", action="store_true", help="keep an existing run folder: resume it")
     return parser
+
+
+def _prompts_parser(parser: argparse.ArgumentParser) -> None:
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
+
+    geneval = kinds.add_parser(
+        "geneval",
+        help="GenEval's metadata lines",
+        description="Writes the 553 lines of the GenEval benchmark, or a training set without them.",
+    )
+    geneval.add_argument(
+        "--training",
+        type=int,
+        metavar="N",
+        help="N lines to train on: position, counting, color_attr, colors, two_object as 7:5:3:1:1",
+    )
+    geneval.add_argument(
+        "--samples", type=int, help="draws per task of the benchmark (default: 100, the published)"
+    )
+    _file_arguments(geneval, seed=43)
+
+    ocr = kinds.add_parser(
+        "ocr",
+        help="scenes with a text in double quotes",
+        description="Writes text-rendering prompts. The texts of train and test have no noun in common.",
+    )
+    ocr.add_argument("--split", default="train", choices=["train", "test"])
+    ocr.add_argument("--count", type=int, help="prompts (default: 20000 for train, 1000 for test)")
+    _file_arguments(ocr, seed=0)
+
+
+def _file_arguments(parser: argparse.ArgumentParser, *, seed: int) -> None:
+    parser.add_argument("--seed", type=int, default=seed, help="(default: %(default)s)")
+    parser.add_argument(
+        "--out", type=Path, help="JSONL, or a prompt per line in a .txt (default: JSONL on stdout)"
+    )
+    parser.add_argument("--force", action="store_true", help="overwrite --out")
 
 
 def _recipe_arguments(parser: argparse.ArgumentParser) -> None:

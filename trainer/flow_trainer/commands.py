@@ -6,9 +6,10 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from flow_trainer.config import load_recipe
-from flow_trainer.errors import Interrupted
+from flow_trainer.errors import ConfigError, Interrupted
 
 
 def train(arguments: argparse.Namespace) -> int:
@@ -71,4 +72,36 @@ def demo(arguments: argparse.Namespace) -> int:
     )
 
 
-COMMANDS = {command.__name__: command for command in (train, evaluate, doctor, report, demo)}
+def prompts(arguments: argparse.Namespace) -> int:
+    from flow_trainer.prompt_sets import as_lines, write_rows
+
+    rows = _ocr_prompts(arguments) if arguments.kind == "ocr" else _geneval_prompts(arguments)
+    if arguments.out is None:
+        sys.stdout.write(as_lines(rows))
+        return 0
+    write_rows(rows, arguments.out, force=arguments.force)
+    print(f"{len(rows)} prompts in {arguments.out}")
+    return 0
+
+
+def _geneval_prompts(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    from flow_trainer.prompt_sets import geneval
+
+    if arguments.training is None:
+        samples = geneval.BENCHMARK_SAMPLES if arguments.samples is None else arguments.samples
+        return geneval.benchmark(arguments.seed, samples)
+    if arguments.samples is not None:
+        raise ConfigError("--samples belongs to the benchmark; --training N says how many lines")
+    return geneval.training(arguments.training, arguments.seed)
+
+
+def _ocr_prompts(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    from flow_trainer.prompt_sets import ocr
+
+    count = ocr.COUNTS[arguments.split] if arguments.count is None else arguments.count
+    return ocr.prompts(arguments.split, count, arguments.seed)
+
+
+COMMANDS = {
+    command.__name__: command for command in (train, evaluate, doctor, report, prompts, demo)
+}

@@ -16,6 +16,8 @@ from reward_services.chassis.settings import ServiceSettings
 
 # Probes carry no token and learn nothing but "alive" and "ready".
 _OPEN_PATHS = frozenset({"/livez", "/readyz"})
+# The page is the same for everybody; what it calls asks for the token.
+_PAGE_PATH, _PAGE_METHODS = "/", frozenset({"GET", "HEAD"})
 _OPEN_GRPC_SERVICE = "/grpc.health.v1.Health/"
 
 
@@ -41,13 +43,18 @@ class HttpAuth:
         self._check = check
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] not in _OPEN_PATHS:
+        if scope["type"] == "http" and not _is_open(scope):
             given = next((v for k, v in scope["headers"] if k == b"authorization"), b"")
             error = self._check.failure(given)
             if error is not None:
                 await problem_response(error)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
+
+
+def _is_open(scope: Scope) -> bool:
+    path = scope["path"]
+    return path in _OPEN_PATHS or (path == _PAGE_PATH and scope["method"] in _PAGE_METHODS)
 
 
 class GrpcAuth(grpc.aio.ServerInterceptor):

@@ -31,6 +31,8 @@ _GRPC_NAMES = {
     14: "UNAVAILABLE",
     16: "UNAUTHENTICATED",
 }
+# The others are forms of HTTP.
+_GRPC_PROTOCOLS = frozenset({"grpc", "oip-grpc", "in-process"})
 
 
 class OpenCalls:
@@ -104,7 +106,7 @@ class Call:
 
     def _finish(self, grpc_code: str, http_code: str, reason: Reason | None, message: str) -> None:
         seconds = self.elapsed_s
-        code = http_code if self._protocol == "http" else grpc_code
+        code = grpc_code if self._protocol in _GRPC_PROTOCOLS else http_code
         self._metrics.observe_call(self._protocol, code, seconds, reason)
         level = logging.INFO if reason is None else logging.WARNING
         if logger.isEnabledFor(level):

@@ -12,15 +12,32 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
+from reward_api.errors import ItemFailure, Reason
+
 CLIP_SIDE = 224
 CLIP_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
 CLIP_STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 
+MAX_ASPECT = 64
+
 Crop = Literal["floor", "round"]
 
 
+def check_aspect(image: np.ndarray) -> None:
+    """What is resized before the crop grows with the aspect: 8192 x 1 pixels would take gigabytes.
+
+    Raises ItemFailure (IMAGE_SHAPE) for a strip.
+    """
+    height, width = image.shape[:2]
+    if max(height, width) > MAX_ASPECT * min(height, width):
+        raise ItemFailure(
+            Reason.IMAGE_SHAPE,
+            f"{width} x {height} pixels: the longer side may be {MAX_ASPECT} times the shorter",
+        )
+
+
 def clip_crop(image: np.ndarray, side: int = CLIP_SIDE, crop: Crop = "floor") -> np.ndarray:
-    """(H, W, 3) uint8 RGB -> (side, side, 3) uint8.
+    """(H, W, 3) uint8 RGB -> (side, side, 3) uint8. For callers' images: `check_aspect` first.
 
     crop: where an odd margin goes: "floor" as transformers' CLIPImageProcessor, "round" (half to
     even) as torchvision's CenterCrop, which open_clip and OpenAI's package use.

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
-from typing import NoReturn
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -19,13 +17,14 @@ from reward_api.errors import InvalidRequest, Reason, RewardError
 from reward_api.messages import ScoreRequest
 from reward_api.v1 import reward_pb2
 from reward_services.chassis.auth import GrpcAuth, TokenCheck, grpc_tls
+from reward_services.chassis.grpc_call import abort
 from reward_services.chassis.service import RewardService
+from reward_services.dialects import GRPC_HANDLERS
 
 SERVICE_NAME = "reward.v1.RewardService"
 
 _INLINE_PARSE_BYTES = 256 * 1024
 _FRAMING_BYTES = 64 * 1024
-_CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
 class RewardServicer:
@@ -47,13 +46,13 @@ class RewardServicer:
                 )
                 return response_to_proto(response).SerializeToString()
         except RewardError as error:
-            await _abort(context, error)
+            await abort(context, error)
 
     async def get_metadata(self, _: bytes, context: grpc.aio.ServicerContext) -> bytes:
         try:
             return metadata_to_proto(self._service.metadata()).SerializeToString()
         except RewardError as error:
-            await _abort(context, error)
+            await abort(context, error)
 
     async def _parse(self, data: bytes) -> ScoreRequest:
         rest, packed = split_request(data)
@@ -84,14 +83,6 @@ def _parse(data: bytes) -> ScoreRequest:
     return request_from_proto(message)
 
 
-async def _abort(context: grpc.aio.ServicerContext, error: RewardError) -> NoReturn:
-    trailers = [("reward-reason", str(error.reason))]
-    if error.retry_after_s is not None:
-        trailers.append(("grpc-retry-pushback-ms", str(math.ceil(error.retry_after_s * 1000))))
-    await context.abort(_CODES[error.grpc_code], error.message, tuple(trailers))
-    raise AssertionError("abort returned")
-
-
 class GrpcFront:
     """The gRPC server of one service."""
 
@@ -112,6 +103,9 @@ class GrpcFront:
             ],
         )
         self._server.add_generic_rpc_handlers((RewardServicer(service).handler(),))
+        for name in settings.enabled_dialects:
+            if name in GRPC_HANDLERS:
+                self._server.add_generic_rpc_handlers((GRPC_HANDLERS[name](service),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         if settings.reflection:
             _add_reflection(self._server)

@@ -1,8 +1,7 @@
-"""The HTTP front: /v1/score, /v1/metadata, health, metrics and /docs."""
+"""The HTTP front: /v1/score, /v1/metadata, health, metrics, /docs and the page at /."""
 
 from __future__ import annotations
 
-import asyncio
 from functools import partial
 from typing import Any
 
@@ -10,24 +9,21 @@ from fastapi import APIRouter, FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
-from reward_api.errors import DeadlineExceeded, InvalidRequest, Reason, RewardError
+from reward_api.errors import InvalidRequest, Reason, RewardError
 from reward_api.framing import CONTENT_TYPE, LENGTH_HEADER, decode_json, decode_request
 from reward_api.messages import Problem, RewardMetadata, ScoreRequest, ScoreResponse
 from reward_services import __version__
-from reward_services.chassis.http_body import (
-    cancelled_on_disconnect,
-    expected_bytes,
-    integer_header,
-    read_body,
+from reward_services.chassis.http_body import integer_header
+from reward_services.chassis.http_call import (
+    PRIORITY_HEADER,
+    TIMEOUT_HEADER,
+    HttpCall,
+    http_call,
 )
+from reward_services.chassis.page.route import router as page_router
 from reward_services.chassis.problems import REQUEST_ID_HEADER, plain_problem, problem_response
 from reward_services.chassis.service import RewardService, State
-
-TIMEOUT_HEADER = "X-Reward-Timeout-Ms"
-PRIORITY_HEADER = "X-Reward-Priority"
-
-# Parsing more than this happens in the pool: the event loop also answers health checks.
-_INLINE_PARSE_BYTES = 64 * 1024
+from reward_services.dialects import HTTP_ROUTERS
 
 _JSON = "application/json"
 _PROBLEM_RESPONSES: dict[int | str, dict[str, Any]] = {
@@ -57,6 +53,10 @@ def create_app(service: RewardService) -> FastAPI:
     )
     app.state.service = service
     app.include_router(router)
+    for name in service.settings.enabled_dialects:
+        app.include_router(HTTP_ROUTERS[name])
+    if service.settings.page:
+        app.include_router(page_router)
     app.add_exception_handler(RewardError, _on_reward_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
     _document_score_request(app)
@@ -97,26 +97,14 @@ def create_app(service: RewardService) -> FastAPI:
 )
 async def score(request: Request) -> Response:
     """Scores a batch: one result per item, in order, each a score or a typed error."""
-    service: RewardService = request.app.state.service
-    headers = request.headers
-    with service.call("http") as call:
-        request.state.call = call
-        call.name(headers.get(REQUEST_ID_HEADER, ""))
-        timeout_ms = integer_header(headers, TIMEOUT_HEADER, minimum=1)
-        timeout_s = service.timeout_s(None if timeout_ms is None else timeout_ms / 1000)
-        limit = service.settings.max_request_bytes
-        with service.admission.hold_bytes(expected_bytes(headers, limit)):
-            message = await _read_request(service, request, timeout_s)
-            async with cancelled_on_disconnect(request.receive):
-                response = await service.score(
-                    message, timeout_s=timeout_s - call.elapsed_s, call=call
-                )
+    async with http_call(request, "http") as call:
+        response = await call.score(await _read_request(call))
     timing = response.timing
     return Response(
         response.model_dump_json(exclude_none=True),
         media_type=_JSON,
         headers={
-            REQUEST_ID_HEADER: call.request_id,
+            REQUEST_ID_HEADER: response.request_id,
             "Server-Timing": f"queue;dur={timing.queue_ms:.2f}, decode;dur={timing.decode_ms:.2f}, "
             f"inference;dur={timing.inference_ms:.2f}, total;dur={timing.total_ms:.2f}",
         },
@@ -156,35 +144,23 @@ async def metrics(request: Request) -> Response:
     )
 
 
-async def _read_request(service: RewardService, request: Request, timeout_s: float) -> ScoreRequest:
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+async def _read_request(call: HttpCall) -> ScoreRequest:
+    headers = call.request.headers
+    media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type not in (_JSON, CONTENT_TYPE):
         raise InvalidRequest(
             Reason.UNSUPPORTED,
             f"Content-Type must be {_JSON} or {CONTENT_TYPE}, not {media_type!r}",
         )
-    priority = integer_header(request.headers, PRIORITY_HEADER, minimum=0)
-    header_length = integer_header(request.headers, LENGTH_HEADER, minimum=0)
-    service.check_ready()
-    try:
-        async with asyncio.timeout(timeout_s):
-            body = await read_body(request, service.settings.max_request_bytes)
-    except TimeoutError:
-        raise DeadlineExceeded(
-            Reason.DEADLINE, f"the body did not arrive within {timeout_s:.3g} s"
-        ) from None
-    service.metrics.received_bytes.inc(len(body))
+    header_length = integer_header(headers, LENGTH_HEADER, minimum=0)
+    body = await call.body()
     if media_type == _JSON:
         decode, parsed_bytes = partial(decode_json, body), len(body)
     elif header_length is not None:
         decode, parsed_bytes = partial(decode_request, body, header_length), header_length
     else:
         raise InvalidRequest(Reason.INVALID_REQUEST, f"{CONTENT_TYPE} needs {LENGTH_HEADER}")
-    if parsed_bytes <= _INLINE_PARSE_BYTES:
-        message = decode()
-    else:
-        message = await asyncio.get_running_loop().run_in_executor(service.pool, decode)
-    return message if priority is None else message.model_copy(update={"priority": priority})
+    return await call.parse(decode, parsed_bytes)
 
 
 class ScoreFirst:
@@ -211,7 +187,8 @@ class ScoreFirst:
 
 async def _on_reward_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RewardError)
-    return problem_response(error, getattr(request.state, "call", None))
+    answer = getattr(request.state, "error_answer", problem_response)  # a dialect has its own
+    return answer(error, getattr(request.state, "call", None))
 
 
 async def _on_http_exception(_: Request, error: Exception) -> Response:

@@ -37,6 +37,8 @@ class StartFailed(Exception):
 def serve(name: str, scorer: Scorer, settings: ServiceSettings) -> int:
     """Runs the service until SIGTERM or SIGINT; returns the exit status of the process."""
     logs.configure(settings.log_level, settings.log_format, name)
+    if not sys.stderr.isatty():  # bars of downloads and loading are no log lines
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             return runner.run(_Process(name, scorer, settings).run())

@@ -14,6 +14,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, m
 
 MIB = 1024 * 1024
 
+SAFE_DIALECTS = ("oip", "flow-factory", "unirl", "get-reward")
+DIALECTS = (*SAFE_DIALECTS, "pickle")
+
 
 def _none_port(value: object) -> object:
     return None if isinstance(value, str) and value.lower() == "none" else value
@@ -93,6 +96,10 @@ class ServiceSettings(BaseModel):
     readiness_delay_s: float | None = Field(default=None, ge=0)
     """after SIGTERM, stay open this long while readiness says no, so that balancers notice;
     none: 0 on loopback, else 5"""
+    dialects: str = ",".join(SAFE_DIALECTS)
+    """protocols of other trainers to speak beside our own, with commas between; none: ours alone"""
+    page: bool = True
+    """serve the page at / on which a person tries the reward"""
     reflection: bool = False
     """serve gRPC reflection (grpcurl)"""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -114,12 +121,32 @@ class ServiceSettings(BaseModel):
             raise ValueError("tls_client_ca_file needs tls_cert_file and tls_key_file")
         has_token = self.token is not None or self.token_file is not None
         has_client_ca = self.tls_client_ca_file is not None
-        if not (self.is_loopback or has_token or has_client_ca or self.insecure_no_auth):
+        knows_callers = self.is_loopback or has_token or has_client_ca
+        self._check_dialects(knows_callers)
+        if not (knows_callers or self.insecure_no_auth):
             raise ValueError(
                 f"binding {self.host} lets other machines call this service: set REWARD_TOKEN_FILE "
                 "(or REWARD_TOKEN), or allow it with --insecure-no-auth"
             )
         return self
+
+    def _check_dialects(self, knows_callers: bool) -> None:
+        unknown = [name for name in self.enabled_dialects if name not in DIALECTS]
+        if unknown:
+            raise ValueError(
+                f"dialects: there is no {unknown[0]!r}; choose from {', '.join(DIALECTS)}, or none"
+            )
+        if "pickle" in self.enabled_dialects and not knows_callers:
+            raise ValueError(
+                f"the dialect pickle is for callers on this machine or with a token: leave "
+                f"{self.host}, set REWARD_TOKEN_FILE, or take pickle out of REWARD_DIALECTS"
+            )
+
+    @property
+    def enabled_dialects(self) -> tuple[str, ...]:
+        if self.dialects == "none":
+            return ()
+        return tuple(dict.fromkeys(name.strip() for name in self.dialects.split(",")))
 
     @property
     def is_loopback(self) -> bool:

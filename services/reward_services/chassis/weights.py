@@ -8,10 +8,13 @@ repositories), HF_HUB_OFFLINE=1 (only what the cache has), HF_ENDPOINT (a mirror
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+logger = logging.getLogger(__name__)
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _DIGITS = 12
@@ -74,6 +77,7 @@ def _from_hub(name: str, revision: str | None, patterns: Sequence[str]) -> Weigh
         RevisionNotFoundError,
     )
 
+    logger.info("weights: %s, revision %s", name, revision or "main")
     try:
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
     except GatedRepoError:

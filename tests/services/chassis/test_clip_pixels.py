@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from reward_services.chassis.clip_pixels import clip_crop, clip_normalise
+from reward_api.errors import ItemFailure, Reason
+from reward_services.chassis.clip_pixels import check_aspect, clip_crop, clip_normalise
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden/clip_preprocess.json").read_text())
 CASES = GOLDEN["cases"]
@@ -34,3 +35,10 @@ def test_pixels_equal_the_originals(case, route, crop):
 def test_a_batch_is_its_images_side_by_side():
     crops = [clip_crop(image_of(case)) for case in CASES[:3]]
     assert np.array_equal(clip_normalise(crops)[1], clip_normalise([crops[1]])[0])
+
+
+def test_strips_are_refused_before_they_grow():
+    check_aspect(np.zeros((64, 1, 3), np.uint8))
+    with pytest.raises(ItemFailure, match="1 x 65 pixels") as caught:
+        check_aspect(np.zeros((65, 1, 3), np.uint8))
+    assert caught.value.reason is Reason.IMAGE_SHAPE

@@ -1,0 +1,1 @@
+"""LAION's aesthetic predictor: how pleasing is an image, whatever it shows?"""

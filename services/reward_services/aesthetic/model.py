@@ -1,0 +1,32 @@
+"""The image tower of CLIP ViT-L/14, through transformers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import CLIPConfig, CLIPVisionModelWithProjection
+
+from reward_services.chassis.clip_model import load_checkpoint, unit
+
+
+class ImageTower:
+    """Projected image features. The text tower in the checkpoint is not loaded."""
+
+    def __init__(self, folder: Path, device: str, dtype: str) -> None:
+        """Raises WeightsError when the checkpoint lacks tensors of the tower."""
+        config: Any = CLIPConfig.from_pretrained(folder)
+        vision = config.vision_config
+        # What the projection of both towers follows; the tower's own copy may be a default.
+        vision.projection_dim = config.projection_dim
+        model = load_checkpoint(CLIPVisionModelWithProjection, folder, config=vision)
+        self.width: int = vision.projection_dim
+        self._model = model.to(device, getattr(torch, dtype))
+
+    @torch.inference_mode()
+    def features(self, pixels: np.ndarray) -> np.ndarray:
+        """(N, 3, H, W) float32 normalised pixels -> (N, width) float32 of unit length."""
+        inputs = torch.from_numpy(pixels).to(self._model.device, self._model.dtype)
+        return unit(self._model(pixel_values=inputs).image_embeds).cpu().numpy()

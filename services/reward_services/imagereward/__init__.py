@@ -1,0 +1,1 @@
+"""ImageReward: how well does the image please people, given its prompt?"""

@@ -1,0 +1,1 @@
+"""PickScore: human preference for an image, given its prompt."""

@@ -1,0 +1,100 @@
+"""PickScore v1 (arXiv 2305.01569): how much people would prefer this image for this prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from reward_api.messages import ItemScore, ScoreRange
+from reward_services.chassis.clip_pixels import check_aspect, clip_crop, clip_normalise
+from reward_services.chassis.scorer import Sample, Scorer, ScorerInfo, ScorerSettings
+from reward_services.chassis.weights import fetch_weights
+
+TOKENIZER = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+MODEL_FILES = ("config.json", "model.safetensors")
+TOKENIZER_FILES = ("vocab.json", "merges.txt")
+
+RANGES = {
+    "pickscore_26": ScoreRange(
+        name="pickscore_26",
+        description="pickscore / 26, flow_grpo's reward; about 0.7 to 0.95, not bounded by 1",
+    ),
+    "pickscore": ScoreRange(
+        name="pickscore",
+        description="exp(logit_scale) x cosine of image and prompt, as papers report it; about 18 to 25",
+    ),
+}
+
+
+class PickScoreSettings(ScorerSettings):
+    score: Literal["pickscore_26", "pickscore"] = "pickscore_26"
+    """which sub-score is the main score"""
+    weights: str = "yuvalkirstain/PickScore_v1"
+    """hub repository or local folder of the model"""
+    weights_revision: str = "a4e4367c6dfa7288a00c550414478f865b875800"
+    """commit of the hub repository"""
+    tokenizer: str | None = None
+    """hub repository or local folder of the tokenizer; none: the folder of the weights if it has one,
+    else laion/CLIP-ViT-H-14-laion2B-s32B-b79K"""
+    tokenizer_revision: str = "1c2b8495b28150b8a4922ee1c8edee224c284c0c"
+    """commit of the tokenizer's hub repository"""
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    """number format of the two towers"""
+
+
+class PickScoreScorer(Scorer):
+    Settings = PickScoreSettings
+    settings: PickScoreSettings
+
+    def load(self, device: str) -> None:
+        settings = self.settings
+        weights = fetch_weights(
+            settings.weights, revision=settings.weights_revision, files=MODEL_FILES
+        )
+        tokenizer = fetch_weights(
+            tokenizer_source(settings), revision=settings.tokenizer_revision, files=TOKENIZER_FILES
+        )
+        self._identity = f"{weights.identity} {tokenizer.identity}"
+
+        from reward_services.chassis.clip_model import ClipPairs
+
+        self._clip = ClipPairs(weights.folder, tokenizer.folder, device, settings.dtype)
+
+    def info(self) -> ScorerInfo:
+        return ScorerInfo(
+            description="PickScore: people's preference among images of one prompt",
+            score=RANGES[self.settings.score],
+            sub_scores=list(RANGES.values()),
+            prompt_required=True,
+            license="PickScore_v1: none stated, its code MIT; tokenizer: MIT",
+            revision=f"{self._identity} {self.settings.dtype} {self.settings.score}",
+        )
+
+    def prepare(self, sample: Sample) -> np.ndarray:
+        check_aspect(sample.image)
+        return clip_crop(sample.image)
+
+    def score(self, batch: Sequence[Sample]) -> Sequence[ItemScore]:
+        pixels = clip_normalise([sample.prepared for sample in batch])
+        cosines = self._clip.cosines(pixels, [sample.prompt for sample in batch])
+        return [self._score(cosine) for cosine in cosines]
+
+    def _score(self, cosine: float) -> ItemScore:
+        pickscore = self._clip.scale * cosine
+        scores = {"pickscore_26": pickscore / 26, "pickscore": pickscore}
+        return ItemScore(value=scores[self.settings.score], scores=scores)
+
+
+def tokenizer_source(settings: PickScoreSettings) -> str:
+    """PickScore's own repository has no tokenizer: it is that of the CLIP it was trained from."""
+    if settings.tokenizer:
+        return settings.tokenizer
+    beside = Path(settings.weights).expanduser()
+    has_one = all((beside / name).is_file() for name in TOKENIZER_FILES)
+    return settings.weights if has_one else TOKENIZER
+
+
+SCORER = PickScoreScorer
