@@ -197,7 +197,7 @@ def test_the_trainer_trains_against_the_network(stack: Stack) -> None:
     url = ("--set", "rewards.ocr.url=grpc+dns://ocr:9000")
     recipe = ("train", "recipes/tiny_sd3_ocr.toml", "--out", "runs/test", *settings, *url)
     run = stack.compose("run", "--rm", "-T", "trainer", *recipe)
-    summary = json.loads(run.stdout[run.stdout.index("\n{") :])
+    summary = json.loads(run.stdout[run.stdout.index("{") :])
     assert summary["epochs"] == 3
     kept = ("run", "--rm", "-T", "--no-deps", "--entrypoint", "ls", "trainer", "runs/test")
     assert {"metrics.jsonl", "summary.json"} <= set(stack.compose(*kept).stdout.split())
