@@ -26,7 +26,7 @@ def minimal(**changes: Any) -> dict[str, Any]:
 def test_recipes_load(path: Path) -> None:
     recipe = load_recipe(path)
     assert recipe.images_per_epoch == recipe.sampling.prompts_per_epoch * recipe.sampling.group_size
-    assert Path(recipe.prompts.train).is_file()
+    assert recipe.name == path.stem
 
 
 def test_unknown_key_names_the_nearest() -> None:
@@ -48,9 +48,39 @@ def test_unknown_key_names_the_nearest() -> None:
         ({"update": {"beta": 0.1}}, "needs update.kl"),
         ({"sampling": {"window": {"kind": "first", "size": 10}}}, "do not fit"),
         ({"sampling": {"window": {"kind": "random", "hi": 10}}}, "cannot be stochastic"),
-        ({"update": {"trained_steps": 10}}, "exceeds the 9 stochastic"),
+        ({"update": {"trained_steps": 10}}, "exceeds the 9 steps"),
         ({"sampling": {"noise_level": 0}}, "greater than 0"),
         ({"rewards": {}}, "name at least one"),
+        ({"rewards": {"a": {"url": "x", "clip": [1, 0]}}}, r"write \[least, largest\]"),
+        (
+            {"rewards": {"a": {"url": "x", "normalise": "prompt"}}, "advantage": {"std": "gdpo"}},
+            "already",
+        ),
+        ({"update": {"objective": "nft"}}, "nft does not go with sampling.dynamics = flow_sde"),
+        ({"sampling": {"dynamics": "ode"}}, "clip does not go with sampling.dynamics = ode"),
+        ({"forward": {"strength": 0.1}}, r"\[forward\] belongs to"),
+        (
+            {"update": {"objective": "nft"}, "sampling": {"dynamics": "ode", "same_latent": True}},
+            "the same image",
+        ),
+        (
+            {
+                "update": {"objective": "awm", "kl": "gaussian", "beta": 0.1},
+                "sampling": {"dynamics": "ode"},
+            },
+            "use velocity",
+        ),
+        (
+            {
+                "update": {"objective": "awm", "trained_steps": 11},
+                "sampling": {"dynamics": "ode"},
+            },
+            "exceeds the 10 steps",
+        ),
+        (
+            {"update": {"objective": "guard"}, "sampling": {"dynamics": "cps"}},
+            "Gaussian log-probabilities",
+        ),
         ({"epochs": "many"}, "epochs: Input should be a valid integer"),
     ],
 )

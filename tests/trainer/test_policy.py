@@ -13,6 +13,7 @@ import torch
 
 from flow_trainer.advantages import Advantages, group_advantages
 from flow_trainer.config import Recipe, parse_recipe
+from flow_trainer.ema import Ema, old_policy_rule
 from flow_trainer.errors import ConfigError, NonFiniteError, RatioError
 from flow_trainer.models import Policy, load_policy
 from flow_trainer.prompts import Prompt
@@ -20,6 +21,7 @@ from flow_trainer.ratio import check_ratio, measure_ratio
 from flow_trainer.rollout import generate, rollout
 from flow_trainer.trajectory import Trajectories
 from flow_trainer.update import learning_rate, reference_velocities, trained_steps, update_policy
+from flow_trainer.update_nft import update_nft
 
 PROMPTS = [Prompt("red"), Prompt("blue")]
 CPU = torch.device("cpu")
@@ -113,10 +115,78 @@ def test_first_update_has_ratio_one(policy: Policy, recipe_data: dict[str, Any])
         samples, _ = sample(policy, recipe)
         before = [p.detach().clone() for p in policy.trainable().values()]
         stats = update(policy, recipe, samples)
+        assert samples.means is None
         assert stats.ratio_error < 1e-6
         assert stats.means()["clip_fraction"] >= 0
         after = policy.trainable().values()
         assert any(not torch.equal(a, b) for a, b in zip(after, before, strict=True))
+
+
+@pytest.mark.parametrize("objective", ["guard", "dppo"])
+def test_objectives_that_compare_means(
+    policy: Policy, recipe_data: dict[str, Any], objective: str
+) -> None:
+    recipe = changed(recipe_data, "update", objective=objective)
+    samples, _ = sample(policy, recipe)
+    assert samples.means is not None
+    assert samples.means.shape == (8, 3, 4, 4, 4)
+    stats = update(policy, recipe, samples)
+    assert stats.ratio_error < 1e-6
+    assert stats.means()["approx_kl"] > 0  # the second update is off-policy
+
+
+def forward_update(
+    policy: Policy, recipe: Recipe, used: bool = True
+) -> tuple[Any, torch.optim.Optimizer, Ema]:
+    old = Ema(policy.trainable(), old_policy_rule(0, 0.1, 0.5))
+    optimizer = torch.optim.AdamW(policy.trainable().values(), lr=1e-2, weight_decay=0.0)
+    samples, _ = sample(policy, recipe)
+    assert samples.latents.shape == (8, 0)
+    conditioning = policy.encode([prompt.text for prompt in PROMPTS])
+    advantages = made_up_advantages(recipe)
+    if not used:
+        advantages.used[:] = False
+    stats = update_nft(policy, optimizer, None, old, recipe, 0, samples, conditioning, advantages)
+    return stats, optimizer, old
+
+
+@pytest.mark.parametrize("objective", ["nft", "awm"])
+def test_forward_process_updates(recipe_data: dict[str, Any], objective: str) -> None:
+    weights = []
+    for micro_batch, steps_per_forward in ((4, 1), (3, 2)):
+        data = {**recipe_data, "forward": {"old_beta": 0.5}}
+        data["sampling"] = {**data["sampling"], "dynamics": "ode", "micro_batch": micro_batch}
+        recipe = changed(
+            data,
+            "update",
+            objective=objective,
+            kl="velocity",
+            beta=0.01,
+            clip_range=1.0,
+            steps_per_forward=steps_per_forward,
+        )
+        policy = load_policy(recipe.model, CPU, with_reference=True)
+        start = {name: p.detach().clone() for name, p in policy.trainable().items()}
+        stats, _, old = forward_update(policy, recipe)
+        assert stats.updates == 2
+        assert stats.count == 8 * 3
+        assert stats.means()["kl"] > 0  # the second update has moved
+        for name, weight in policy.trainable().items():
+            expected = torch.lerp(start[name], weight.detach(), 0.8)  # two steps: d = 0.2
+            torch.testing.assert_close(old.weights()[name], expected, atol=1e-6, rtol=1e-5)
+        weights.append(torch.cat([p.detach().flatten() for p in policy.trainable().values()]))
+    assert float(torch.isclose(weights[1], weights[0], atol=1e-4).float().mean()) > 0.99
+
+
+def test_unscored_samples_do_not_enter_the_forward_update(recipe_data: dict[str, Any]) -> None:
+    data = {**recipe_data, "sampling": {**recipe_data["sampling"], "dynamics": "ode"}}
+    recipe = changed(data, "update", objective="nft")
+    policy = load_policy(recipe.model, CPU, with_reference=False)
+    before = [p.detach().clone() for p in policy.trainable().values()]
+    stats, _, _ = forward_update(policy, recipe, used=False)
+    assert stats.count == 0
+    for a, b in zip(policy.trainable().values(), before, strict=True):
+        assert torch.equal(a, b)
 
 
 def test_ratio_check_names_a_changed_policy(policy: Policy, recipe: Recipe) -> None:

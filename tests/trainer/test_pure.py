@@ -8,39 +8,33 @@ import numpy as np
 import pytest
 import torch
 
-from flow_trainer.advantages import group_advantages
-from flow_trainer.ema import Ema
+from flow_trainer.advantages import combine_rewards, group_advantages
+from flow_trainer.config import Reward
+from flow_trainer.dppo import dppo_objective
+from flow_trainer.ema import Ema, ema_rule, old_policy_rule
 from flow_trainer.errors import ConfigError
-from flow_trainer.noise import evaluation_noise, sample_noise
-from flow_trainer.objective import clip_objective
+from flow_trainer.nft import Noised, nft_objective
+from flow_trainer.noise import evaluation_noise, forward_noise, forward_steps, sample_noise
+from flow_trainer.objective import Replayed, clip_objective
 from flow_trainer.prompts import epoch_prompts, read_prompts
+from flow_trainer.update import OBJECTIVES
 from flow_trainer.window import window
 
 SHAPE = (2, 4, 4)
 
 
 def draw(kind: str, epoch: int = 0, seed: int = 0, **changes: int | None) -> range:
-    arguments = {"num_steps": 10, "size": 3, "lo": 1, "hi": 8, "every": 2, **changes}
+    arguments = {"num_steps": 10, "size": 3, "lo": 1, "hi": 8, "every": 2, "stride": 1, **changes}
     return window(kind, epoch=epoch, seed=seed, **arguments)  # type: ignore[arg-type]
 
 
 def test_windows() -> None:
     assert draw("all") == range(9)
     assert draw("first") == range(1, 4)
-    assert [draw("progressive", epoch).start for epoch in range(12)] == [
-        1,
-        1,
-        2,
-        2,
-        3,
-        3,
-        4,
-        4,
-        5,
-        5,
-        1,
-        1,
-    ]
+    moving = [draw("progressive", epoch) for epoch in range(16)]
+    assert [w.start for w in moving] == [1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7, 1, 1]
+    assert [len(w) for w in moving[8:14]] == [3, 3, 2, 2, 1, 1]
+    assert [draw("progressive", 2 * k, stride=3).start for k in range(4)] == [1, 4, 7, 1]
     starts = {draw("random", epoch).start for epoch in range(200)}
     assert starts == {1, 2, 3, 4, 5}
     assert draw("random", 3) == draw("random", 3)
@@ -113,11 +107,52 @@ def test_advantage_scopes_and_clip() -> None:
         group_advantages(rewards, valid, std="batch", min_group=2, clip=5.0)
 
 
+def test_rewards_are_clipped_and_normalised_over_scored_samples() -> None:
+    rewards = {"a": np.array([[0.0, 2.0, np.nan], [4.0, 90.0, 6.0]]), "b": np.ones((2, 3))}
+    used = ~np.isnan(rewards["a"])
+    terms = {
+        "a": Reward(url="", weight=2.0, clip=(0.0, 6.0), normalise="prompt"),
+        "b": Reward(url="", weight=3.0),
+    }
+    total = combine_rewards(rewards, terms, used)
+    np.testing.assert_allclose(total[0], [1.0, 5.0, 0.0])
+    np.testing.assert_allclose(total[1], 3 + 2 * np.array([-2, 1, 1]) / np.sqrt(2))
+    terms["a"] = Reward(url="", normalise="global")
+    a = combine_rewards({"a": rewards["a"]}, terms, used)[used]
+    assert a.mean() == pytest.approx(0)
+    assert a.std() == pytest.approx(1)
+
+
+def replayed(log_prob: torch.Tensor, old: torch.Tensor, shift: float = 0.0) -> Replayed:
+    unit = torch.ones(len(old))
+    return Replayed(log_prob, old, std=0.5 * unit, d=0.1 * unit, mean_square=shift * unit)
+
+
+def test_every_objective_starts_as_the_policy_gradient() -> None:
+    advantages = torch.tensor([1.0, -2.0, 0.0, 3.0])
+    old = torch.randn(4)
+    for name, scale in (("clip", 1.0), ("guard", 0.5 / 0.1), ("dppo", 1.0)):
+        log_prob = old.clone().requires_grad_(True)
+        OBJECTIVES[name](replayed(log_prob, old), advantages, 1e-5)[0].sum().backward()
+        torch.testing.assert_close(log_prob.grad, -advantages * scale)
+
+
+def test_dppo_masks_only_what_moves_further() -> None:
+    log_prob = torch.tensor([0.3, 0.3, -0.3, -0.3], requires_grad=True)
+    advantages = torch.tensor([1.0, -1.0, 1.0, -1.0])
+    for shift, kept in ((1e-9, [True] * 4), (1.0, [False, True, True, False])):
+        log_prob.grad = None
+        step = replayed(log_prob, torch.zeros(4), shift)
+        dppo_objective(step, advantages, 1e-5)[0].sum().backward()
+        assert log_prob.grad is not None
+        assert (log_prob.grad != 0).tolist() == kept
+
+
 def test_objective_on_policy_is_the_policy_gradient() -> None:
     old = torch.randn(6)
     log_prob = old.clone().requires_grad_(True)
     advantages = torch.tensor([1.0, -2.0, 0.0, 3.0, -1.0, 0.5])
-    loss, diagnostics = clip_objective(log_prob, old, advantages, 1e-4)
+    loss, diagnostics = clip_objective(replayed(log_prob, old), advantages, 1e-4)
     loss.sum().backward()
     torch.testing.assert_close(log_prob.grad, -advantages)
     assert not diagnostics["clip_fraction"].any()
@@ -127,14 +162,14 @@ def test_objective_stops_at_the_clip() -> None:
     old = torch.zeros(4)
     log_prob = torch.tensor([0.3, 0.3, -0.3, -0.3], requires_grad=True)
     advantages = torch.tensor([1.0, -1.0, 1.0, -1.0])
-    clip_objective(log_prob, old, advantages, 0.2)[0].sum().backward()
+    clip_objective(replayed(log_prob, old), advantages, 0.2)[0].sum().backward()
     assert log_prob.grad is not None
     assert (log_prob.grad != 0).tolist() == [False, True, True, False]
 
 
 def test_ema_swaps_back_after_an_exception() -> None:
     parameter = torch.nn.Parameter(torch.zeros(3))
-    ema = Ema({"w": parameter}, decay=0.9, interval=1)
+    ema = Ema({"w": parameter}, ema_rule(0.9, 1))
     parameter.data.fill_(1.0)
     ema.update()
     average = float(ema.weights()["w"][0])
@@ -150,9 +185,47 @@ def test_ema_swaps_back_after_an_exception() -> None:
         fails_inside()
     assert seen == [pytest.approx(average)]
     assert parameter.tolist() == [1.0] * 3
-    other = Ema({"w": torch.nn.Parameter(torch.zeros(3))}, decay=0.9, interval=1)
+    other = Ema({"w": torch.nn.Parameter(torch.zeros(3))}, ema_rule(0.9, 1))
     other.load_state_dict(ema.state_dict())
     assert torch.equal(other.weights()["w"], ema.weights()["w"])
+
+
+def test_the_old_policy_lags_more_and_more() -> None:
+    # DiffusionNFT's decay types 0, 1 and 2
+    copy, slow, late = (
+        old_policy_rule(*numbers)
+        for numbers in ((0, 0.0, 0.0), (0, 0.001, 0.5), (75, 0.0075, 0.999))
+    )
+    assert [copy(k) for k in (0, 100)] == [0, 0]
+    assert [slow(k) for k in (1, 499, 600)] == pytest.approx([0.001, 0.499, 0.5])
+    assert [late(k) for k in (74, 75, 175, 300)] == pytest.approx([0, 0, 0.75, 0.999])
+
+
+def test_forward_noise_depends_on_the_sample_and_the_level() -> None:
+    keys = [(3, 0), (3, 1), (5, 0)]
+    noise = forward_noise(7, 2, keys, SHAPE, [0, 1, 2])
+    assert torch.equal(forward_noise(7, 2, keys[1:], SHAPE, [2]), noise[1:, 2:])
+    assert len(noise.unique()) == noise.numel()
+    steps = forward_steps(7, 2, keys, 10)
+    assert steps.sort(1).values.tolist() == [list(range(10))] * 3
+    assert not torch.equal(steps[0], steps[1])
+    assert torch.equal(forward_steps(7, 2, keys[1:], 10), steps[1:])
+
+
+def test_nft_pulls_good_samples_and_pushes_bad_ones() -> None:
+    x_0, noise = torch.randn(2, 3, *SHAPE)
+    sigma = torch.full((3,), 0.5)
+    x_t = 0.5 * x_0 + 0.5 * noise
+    v_old = noise - x_0 + 0.3 * torch.randn(3, *SHAPE)
+    v = v_old.clone().requires_grad_(True)
+    advantages = torch.tensor([5.0, -5.0, 0.0])
+    step = Noised(x_0, noise, x_t, sigma, v, v_old)
+    nft_objective(step, advantages, strength=1.0, advantage_clip=5.0)[0].sum().backward()
+    assert v.grad is not None
+    towards = (-v.grad * (noise - x_0 - v_old)).flatten(1).sum(1)
+    assert towards[0] > 0
+    torch.testing.assert_close(towards[1], -towards[1].abs())
+    torch.testing.assert_close(v.grad[2], torch.zeros(SHAPE), atol=1e-7, rtol=0)
 
 
 def test_epoch_prompts_are_distinct_fair_and_repeatable() -> None:

@@ -51,9 +51,10 @@ def metrics(run: Path, kind: str) -> list[dict[str, Any]]:
     return [row for row in rows if row["kind"] == kind]
 
 
-def checkpoint(run: Path, epoch: int) -> dict[str, torch.Tensor]:
+def checkpoint(
+    run: Path, epoch: int, files: tuple[str, ...] = ("weights", "ema", "optimizer")
+) -> dict[str, torch.Tensor]:
     folder = run / "checkpoints" / f"epoch_{epoch:05d}"
-    files = ("weights", "ema", "optimizer")
     return {
         f"{name}/{k}": v
         for name in files
@@ -171,6 +172,49 @@ def test_killed_runs_resume_bit_for_bit(
             for run in (out, whole)
         ]
         assert rows[0] == rows[1]
+
+
+@pytest.mark.parametrize(("objective", "epochs", "gain"), [("nft", 6, 0.003), ("awm", 5, 0.01)])
+def test_the_forward_process_climbs_and_resumes_bit_for_bit(
+    brightness: Service,
+    data: Callable[..., dict[str, Any]],
+    tmp_path: Path,
+    objective: str,
+    epochs: int,
+    gain: float,
+) -> None:
+    def settings(epochs: int) -> dict[str, Any]:
+        return data(
+            brightness.http,
+            epochs,
+            sampling={
+                "dynamics": "ode",
+                "prompts_per_epoch": 4,
+                "group_size": 8,
+                "micro_batch": 16,
+            },
+            update={
+                "objective": objective,
+                "learning_rate": 1e-2,
+                "clip_range": 1.0,
+                "kl": "velocity",
+                "beta": 1e-4,
+                "steps_per_forward": 3,
+            },
+            forward={"strength": 0.1},
+            evaluation={"every": 0},
+        )
+
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(parse_recipe(settings(epochs)), whole)
+    rewards = [row["reward"] for row in metrics(whole, "train")]
+    assert rewards[-1] > rewards[0] + gain
+    train(parse_recipe(settings(epochs - 2)), parts)
+    train(parse_recipe(settings(epochs)), parts, resume=True)
+    files = ("weights", "ema", "optimizer", "old")
+    assert_identical(checkpoint(parts, epochs, files), checkpoint(whole, epochs, files))
+    weights = checkpoint(whole, epochs, ("weights", "old"))
+    assert not torch.equal(*(weights[f"{n}/proj_out.weight"] for n in ("weights", "old")))
 
 
 def test_an_outage_holds_the_epoch_and_costs_nothing(

@@ -39,6 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     train = commands.add_parser("train", help="train a recipe against its rewards")
     _recipe_arguments(train)
     train.add_argument("--out", type=Path, help="run folder (default: runs/NAME-SEED)")
+    train.add_argument("--dry-run", action="store_true", help="print sizes, cost and memory only")
     train.add_argument("--resume", action="store_true", help="continue from the newest checkpoint")
 
     evaluate = commands.add_parser("evaluate", help="score a checkpoint with the ODE sampler")

@@ -5,14 +5,19 @@ P prompts, G images per prompt. Standard deviations are population ones (ddof 0)
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from flow_trainer.config import Recipe, Reward
+
 EPS = 1e-4
-"""Added to the standard deviation, as in flow_grpo."""
+"""Added to the standard deviation of the weighted sum, as in flow_grpo."""
+FLOOR = 1e-6
+"""Least standard deviation where single rewards are normalised, as in Flow-Factory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +28,45 @@ class Advantages:
     """(P, G) bool: scored, and in a group large enough."""
     metrics: dict[str, float]
     """zero_std_ratio, group_std, dropped_groups; over the groups that are used."""
+
+
+def epoch_advantages(
+    recipe: Recipe, rewards: Mapping[str, np.ndarray], valid: np.ndarray
+) -> Advantages:
+    """Advantages of an epoch's samples, from every reward's scores (B,) and valid (B,), B = P G."""
+    a, shape = recipe.advantage, (-1, recipe.sampling.group_size)
+    used = _large_enough(valid.reshape(shape), recipe.scoring.min_group)
+    total = combine_rewards(
+        {name: values.reshape(shape) for name, values in rewards.items()},
+        recipe.rewards,
+        used,
+        normalise="prompt" if a.std == "gdpo" else None,
+    )
+    return group_advantages(total, used, std=a.std, min_group=recipe.scoring.min_group, clip=a.clip)
+
+
+def combine_rewards(
+    rewards: Mapping[str, np.ndarray],
+    terms: Mapping[str, Reward],
+    used: np.ndarray,
+    *,
+    normalise: str | None = None,
+) -> np.ndarray:
+    """(P, G) weighted sum of rewards (P, G), each clipped and normalised as its term says, over the
+    samples `used` (P, G); 0 elsewhere. `normalise` overrides the terms'."""
+    total = np.zeros(used.shape)
+    for name, values in rewards.items():
+        term = terms[name]
+        r = np.where(used, values, 0.0).astype(np.float64)
+        if term.clip is not None:
+            r = np.where(used, r.clip(*term.clip), 0.0)
+        match normalise or term.normalise:
+            case "prompt":
+                r = _standardise(r, used, axis=1)
+            case "global":
+                r = _standardise(r, used, axis=None)
+        total += term.weight * r
+    return total
 
 
 def group_advantages(
@@ -37,24 +81,25 @@ def group_advantages(
 
     A group with fewer than `min_group` valid members is dropped. `std`: "prompt" divides by the
     group's standard deviation, "global" by that of all used rewards of the epoch, "none" by
-    nothing (Dr.GRPO). The result is clamped to [-clip, clip]. A group whose rewards are all equal
-    gets 0.
+    nothing (Dr.GRPO). "gdpo" takes a sum of rewards that are each normalised in their group, and
+    normalises it over the epoch (GDPO, arXiv 2601.05242). The result is clamped to [-clip, clip]. A
+    group whose rewards are all equal gets 0.
     """
-    used = valid & (valid.sum(1, keepdims=True) >= min_group)
+    used = _large_enough(valid, min_group)
     r = np.where(used, rewards, 0.0).astype(np.float64)
-    count = np.maximum(used.sum(1, keepdims=True), 1)
-    mean = r.sum(1, keepdims=True) / count
+    mean, group_std = _moments(r, used, axis=1)
     centred = np.where(used, r - mean, 0.0)
-    group_std = np.sqrt((centred**2).sum(1, keepdims=True) / count)
     match std:
         case "prompt":
             advantage = centred / (group_std + EPS)
         case "global":
-            advantage = centred / ((rewards[used].std() if used.any() else 0.0) + EPS)
+            advantage = centred / (_moments(r, used, axis=None)[1] + EPS)
         case "none":
             advantage = centred
+        case "gdpo":
+            advantage = _standardise(r, used, axis=None)
         case _:
-            raise ValueError(f"unknown advantage.std {std!r}: prompt, global or none")
+            raise ValueError(f"unknown advantage.std {std!r}: prompt, global, none or gdpo")
     kept = used.any(1)
     stds = group_std[kept, 0]
     return Advantages(
@@ -66,3 +111,20 @@ def group_advantages(
             "dropped_groups": float((~kept).sum()),
         },
     )
+
+
+def _large_enough(valid: np.ndarray, min_group: int) -> np.ndarray:
+    return valid & (valid.sum(1, keepdims=True) >= min_group)
+
+
+def _standardise(r: np.ndarray, used: np.ndarray, axis: int | None) -> np.ndarray:
+    mean, std = _moments(r, used, axis)
+    return np.where(used, (r - mean) / np.maximum(std, FLOOR), 0.0)
+
+
+def _moments(r: np.ndarray, used: np.ndarray, axis: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of the used entries, (P, 1) or (1, 1); 0 where there are none."""
+    count = np.maximum(used.sum(axis, keepdims=True), 1)
+    mean = np.where(used, r, 0.0).sum(axis, keepdims=True) / count
+    square = np.where(used, r - mean, 0.0) ** 2
+    return mean, np.sqrt(square.sum(axis, keepdims=True) / count)

@@ -5,6 +5,7 @@
     RUN/checkpoints/epoch_00010/     the state after 10 whole epochs
         weights.safetensors          trained parameters, float32
         ema.safetensors              their moving average (when EMA is on)
+        old.safetensors              the policy that samples (nft and awm)
         optimizer.safetensors        AdamW's moments
         state.json                   counters, best score, metrics offset
         adapter/                     EMA weights as diffusers loads them
@@ -18,6 +19,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -57,7 +59,11 @@ class Checkpoints:
         self._best = run / "best"
 
     def save(
-        self, policy: Policy, optimizer: torch.optim.Optimizer, ema: Ema | None, progress: Progress
+        self,
+        policy: Policy,
+        optimizer: torch.optim.Optimizer,
+        averages: Mapping[str, Ema],
+        progress: Progress,
     ) -> Path:
         """Writes the state after `progress.epoch` epochs and drops what retention does not keep."""
         final = self._folder / f"epoch_{progress.epoch:05d}"
@@ -65,9 +71,9 @@ class Checkpoints:
         parameters = policy.trainable()
         save_file(_detached(parameters), partial / "weights.safetensors")
         save_file(_moments(parameters, optimizer), partial / "optimizer.safetensors")
-        if ema is not None:
-            save_file(ema.state_dict(), partial / "ema.safetensors")
-        _export(policy, ema, partial / "adapter")
+        for name, average in averages.items():
+            save_file(average.state_dict(), partial / f"{name}.safetensors")
+        _export(policy, averages.get("ema"), partial / "adapter")
         (partial / "state.json").write_text(json.dumps(asdict(progress), indent=2) + "\n")
         _publish(partial, final)
         for old in self._complete()[: -self._keep]:
@@ -90,7 +96,7 @@ class Checkpoints:
         return weights.exists()
 
     def resume(
-        self, policy: Policy, optimizer: torch.optim.Optimizer, ema: Ema | None
+        self, policy: Policy, optimizer: torch.optim.Optimizer, averages: Mapping[str, Ema]
     ) -> Progress | None:
         """Loads the newest complete checkpoint; None when there is none. Raises ConfigError when
         it belongs to another model or tuning."""
@@ -101,12 +107,14 @@ class Checkpoints:
         parameters = policy.trainable()
         _copy_into(parameters, load_file(folder / "weights.safetensors"), folder)
         _load_moments(parameters, optimizer, load_file(folder / "optimizer.safetensors"))
-        if ema is not None:
-            if not (folder / "ema.safetensors").exists():
+        for name, average in averages.items():
+            file = folder / f"{name}.safetensors"
+            if not file.exists():
                 raise ConfigError(
-                    f"{folder} has no EMA weights; it was made with ema.enabled = false"
+                    f"{folder} has no {file.name}; it was made with another update.objective or "
+                    "with ema.enabled = false"
                 )
-            ema.load_state_dict(load_file(folder / "ema.safetensors"))
+            average.load_state_dict(load_file(file))
         return Progress(**json.loads((folder / "state.json").read_text()))
 
     def _complete(self) -> list[Path]:

@@ -14,6 +14,11 @@ from flow_trainer.errors import ConfigError, Interrupted
 
 def train(arguments: argparse.Namespace) -> int:
     recipe = load_recipe(arguments.recipe, arguments.set)
+    if arguments.dry_run:
+        from flow_trainer.estimate import dry_run
+
+        print("\n".join(dry_run(recipe)))
+        return 0
     folder = arguments.out or Path("runs") / f"{recipe.name}-{recipe.seed}"
     from flow_trainer.train import train as run
 

@@ -23,8 +23,28 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
+FAMILY_DEFAULTS: dict[str, dict[str, Any]] = {
+    "sd3": {},
+    "flux": {
+        "dtype": "bfloat16",
+        "guidance": 3.5,
+        "max_sequence_length": 512,
+        "lora_rank": 64,
+        "lora_alpha": 128,
+    },
+    "qwen_image": {
+        "dtype": "bfloat16",
+        "guidance": 4.0,
+        "max_sequence_length": 1024,
+        "lora_rank": 64,
+        "lora_alpha": 128,
+    },
+}
+"""Where a family's published recipes differ from the fields' defaults, which are SD3.5's."""
+
+
 class Model(Section):
-    family: Literal["sd3"] = "sd3"
+    family: Literal["sd3", "flux", "qwen_image"] = "sd3"
     path: str
     """Hub id, or a folder in diffusers' pipeline layout (relative: to the recipe's own folder)."""
     revision: str | None = None
@@ -34,16 +54,28 @@ class Model(Section):
     dtype: Literal["float32", "float16", "bfloat16"] = "float16"
     """Autocast type of the transformer on a GPU; weights that train stay float32. CPUs use float32."""
     guidance: float = Field(default=4.5, ge=1.0)
-    """Classifier-free guidance scale w in sampling and training; 1 means none (half the cost)."""
+    """Guidance scale in sampling and training. SD3 and Qwen-Image: classifier-free, 1 means none
+    (half the cost). FLUX: an input of the model."""
     max_sequence_length: int = Field(default=128, ge=0)
-    """T5 tokens; 0 for checkpoints without T5."""
+    """Text tokens; for SD3 those of T5, 0 for checkpoints without it."""
     tuning: Literal["lora", "full"] = "lora"
     lora_rank: int = Field(default=32, ge=1)
     lora_alpha: int = Field(default=64, ge=1)
+    adapter: str | None = None
+    """Adapter to start from, or to evaluate: a folder or hub repository in peft's layout (the
+    published Flow-GRPO adapters) or an adapter/ of a run. Its rank and targets count. The reference
+    of a KL term stays the model without it."""
     gradient_checkpointing: bool = False
     prompt_cache_gb: float = Field(default=16.0, gt=0)
     """Host memory for encoded prompts. When all prompts of the recipe fit, the text encoders are freed
     before training; else prompts are encoded as they come."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _family_defaults(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        return {**FAMILY_DEFAULTS.get(str(data.get("family")), {}), **data}
 
 
 class Prompts(Section):
@@ -63,17 +95,19 @@ class Window(Section):
     kind: Literal["all", "first", "random", "progressive"] = "all"
     """all: every step but the last (the paper). first: steps lo..lo+size-1. random: `size`
     contiguous steps inside [lo, hi), drawn per epoch (Flow-GRPO-Fast). progressive: `size` steps
-    that move right by one every `every` epochs (MixGRPO)."""
+    that move right by `stride` every `every` epochs (MixGRPO)."""
     size: int = Field(default=2, ge=1)
     lo: int = Field(default=0, ge=0)
     hi: int | None = None
     every: int = Field(default=25, ge=1)
+    stride: int = Field(default=1, ge=1)
 
 
 class Sampling(Section):
     num_steps: int = Field(default=10, ge=2)
     """T while training; evaluation has its own."""
-    dynamics: Literal["flow_sde", "cps", "dance_sde"] = "flow_sde"
+    dynamics: Literal["flow_sde", "cps", "dance_sde", "ode"] = "flow_sde"
+    """ode: no noise after the first, for objectives on the forward process."""
     noise_level: float = Field(default=0.7, gt=0.0)
     """a of Flow-SDE and CPS, eta of Dance-SDE."""
     window: Window = Window()
@@ -91,6 +125,10 @@ class Reward(Section):
     url: str | list[str]
     """http://, https://, grpc:// or grpcs:// address of the service, or of several replicas."""
     weight: float = 1.0
+    clip: tuple[float, float] | None = None
+    """Least and largest score that counts."""
+    normalise: Literal["none", "prompt", "global"] = "none"
+    """Before weighting: to mean 0 and standard deviation 1 in its group, or over the epoch."""
     token_env: str | None = None
     """Name of the environment variable that holds the bearer token."""
 
@@ -106,18 +144,28 @@ class Scoring(Section):
 
 
 class Advantage(Section):
-    std: Literal["prompt", "global", "none"] = "prompt"
+    std: Literal["prompt", "global", "none", "gdpo"] = "prompt"
+    """What a group's rewards, less their mean, are divided by: the group's standard deviation, the
+    epoch's, or 1. gdpo: each reward by its group's, then their weighted sum by the epoch's."""
     clip: float = Field(default=5.0, gt=0)
 
 
 class Update(Section):
+    objective: Literal["clip", "guard", "dppo", "nft", "awm"] = "clip"
+    """On the sampled trajectories: clip: PPO's ratio clip (the paper). guard: the clip of a ratio
+    normalised per step (GRPO-Guard). dppo: no clip, a mask by exact KL (Flow-DPPO). On finished
+    samples that are noised again, see [forward]: nft (DiffusionNFT), awm (advantage-weighted
+    matching)."""
     clip_range: float = Field(default=1e-4, gt=0)
+    """e of the ratio's clip; for dppo, the KL per element above which a step is masked. Log-ratios
+    are means over a latent's elements, so the useful range depends on resolution."""
     kl: Literal["none", "gaussian", "gaussian_unscaled", "velocity"] = "none"
     beta: float = Field(default=0.0, ge=0)
     """Weight of the KL term; not portable between KL forms."""
     updates_per_epoch: int = Field(default=2, ge=1)
     trained_steps: int | None = Field(default=None, ge=1)
-    """Train a random subset of the window of this size, drawn per epoch (default: all of it)."""
+    """Train a random subset of the window of this size, drawn per epoch (default: all of it). On the
+    forward process: noise levels per sample (default: num_steps - 1)."""
     steps_per_forward: int = Field(default=1, ge=1)
     """Window steps replayed in one transformer forward (a performance knob)."""
     learning_rate: float = Field(default=3e-4, gt=0)
@@ -129,6 +177,31 @@ class Update(Section):
     adam_eps: float = Field(default=1e-8, gt=0)
     weight_decay: float = Field(default=1e-4, ge=0)
     max_grad_norm: float = Field(default=1.0, gt=0)
+
+    @property
+    def needs_old_means(self) -> bool:
+        return self.objective in ("guard", "dppo")
+
+    @property
+    def forward_process(self) -> bool:
+        return self.objective in ("nft", "awm")
+
+
+class Forward(Section):
+    """Objectives nft and awm. An old policy, a moving average of the trained one, draws the samples.
+    After every epoch, k optimizer steps in all, it keeps d = min(old_rate (k - old_start), old_max)
+    of itself."""
+
+    strength: float = Field(default=1.0, gt=0, le=1)
+    """b of DiffusionNFT."""
+    weighting: Literal["uniform", "t", "t2", "huber", "ghuber"] = "ghuber"
+    """How AWM weighs the matching loss over noise levels."""
+    old_start: int = Field(default=0, ge=0)
+    old_rate: float = Field(default=0.001, ge=0)
+    old_max: float = Field(default=0.5, ge=0, lt=1)
+    """0: the old policy is the current one of the epoch's start."""
+    old_beta: float = Field(default=0.0, ge=0)
+    """Weight of mean((v - v_old)^2)."""
 
 
 class Ema(Section):
@@ -172,36 +245,17 @@ class Recipe(Section):
     scoring: Scoring = Scoring()
     advantage: Advantage = Advantage()
     update: Update = Update()
+    forward: Forward = Forward()
     ema: Ema = Ema()
     evaluation: Evaluation = Evaluation()
     checkpoints: Checkpoints = Checkpoints()
     logging: Logging = Logging()
 
     @model_validator(mode="after")
-    def _sizes_work(self) -> Recipe:
-        s, u = self.sampling, self.update
-        if not self.rewards:
-            raise ValueError("rewards: name at least one, e.g. [rewards.ocr] url = ...")
-        if s.prompts_per_epoch % u.updates_per_epoch:
-            raise ValueError(
-                f"sampling.prompts_per_epoch = {s.prompts_per_epoch} is not a multiple of "
-                f"update.updates_per_epoch = {u.updates_per_epoch}: groups are never split"
-            )
-        if self.scoring.min_group > s.group_size:
-            raise ValueError(
-                f"scoring.min_group = {self.scoring.min_group} exceeds sampling.group_size = "
-                f"{s.group_size}: every group would be dropped"
-            )
-        if u.beta > 0 and u.kl == "none":
-            raise ValueError(
-                "update.beta > 0 needs update.kl (gaussian, gaussian_unscaled, velocity)"
-            )
-        window = self.window(0)
-        if u.trained_steps is not None and u.trained_steps > len(window):
-            raise ValueError(
-                f"update.trained_steps = {u.trained_steps} exceeds the {len(window)} stochastic "
-                "steps of sampling.window"
-            )
+    def _values_fit(self) -> Recipe:
+        from flow_trainer.checks import check_recipe
+
+        check_recipe(self)
         return self
 
     @property
@@ -212,10 +266,17 @@ class Recipe(Section):
     def num_updates(self) -> int:
         return self.epochs * self.update.updates_per_epoch
 
+    @property
+    def forward_steps(self) -> int:
+        """Noise levels per sample that nft and awm train."""
+        return self.update.trained_steps or self.sampling.num_steps - 1
+
     def window(self, epoch: int) -> range:
         """Stochastic steps of `epoch`."""
         from flow_trainer.window import window
 
+        if self.sampling.dynamics == "ode":
+            return range(0)
         w = self.sampling.window
         return window(
             w.kind,
@@ -224,6 +285,7 @@ class Recipe(Section):
             lo=w.lo,
             hi=w.hi,
             every=w.every,
+            stride=w.stride,
             epoch=epoch,
             seed=self.seed,
         )
@@ -285,9 +347,10 @@ def _apply(data: dict[str, Any], override: str) -> None:
 def _resolve_paths(data: dict[str, Any], folder: Path) -> None:
     model, prompts = data.get("model"), data.get("prompts")
     if isinstance(model, dict) and isinstance(model.get("path"), str):
-        local = folder / model["path"]
-        if local.is_dir():
-            model["path"] = str(local.resolve())
+        for key in ("path", "adapter"):
+            value = model.get(key)
+            if isinstance(value, str) and (folder / value).is_dir():
+                model[key] = str((folder / value).resolve())
     if isinstance(prompts, dict):
         for key, value in prompts.items():
             if isinstance(value, str):

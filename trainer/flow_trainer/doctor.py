@@ -12,8 +12,8 @@ from flow_trainer.errors import ConfigError, OutageError, TrainerError
 from flow_trainer.models import Policy, load_policy
 from flow_trainer.prompts import Prompt, read_prompts
 from flow_trainer.ratio import measure_ratio
+from flow_trainer.run import pick_device
 from flow_trainer.scoring import Scorer
-from flow_trainer.train import pick_device
 from reward_api import RewardError
 
 READY_TIMEOUT_S = 5.0
@@ -99,6 +99,8 @@ def _check_policy(policy: Policy, recipe: Recipe, folder: Path) -> Iterator[Chec
 
 
 def _ratio(policy: Policy, recipe: Recipe, prompts: list[Prompt]) -> Check:
+    if recipe.update.forward_process:
+        return Check("ratio", True, f"{recipe.update.objective} has no trajectories to replay")
     report = measure_ratio(policy, recipe, prompts)
     return Check("ratio", report.ok, report.explain())
 

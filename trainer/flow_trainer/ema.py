@@ -1,8 +1,9 @@
-"""Exponential moving average of the trained weights: what is evaluated and saved."""
+"""Exponential moving averages of the trained weights: what is evaluated and saved, and for
+DiffusionNFT the policy that samples."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -11,25 +12,37 @@ from torch import Tensor, nn
 EMA_STEP = "__step__"
 """Key of the step counter in a state_dict, beside the parameter names."""
 
+Rule = Callable[[int], float]
+"""Decay d after k optimizer steps; 1 leaves the average as it is."""
+
+
+def ema_rule(decay: float, interval: int) -> Rule:
+    """d = min((1 + k) / (10 + k), decay) whenever (k + 1) % interval == 0 (flow_grpo's rule, applied
+    once per such step)."""
+    return lambda k: 1.0 if (k + 1) % interval else min((1 + k) / (10 + k), decay)
+
+
+def old_policy_rule(start: int, rate: float, maximum: float) -> Rule:
+    """d = min(rate (k - start), maximum), 0 before `start`: the old policy first copies the current
+    one and then lags more and more (DiffusionNFT)."""
+    return lambda k: min(max(k - start, 0) * rate, maximum)
+
 
 class Ema:
-    """ema <- d ema + (1 - d) weights, with d = min((1 + k) / (10 + k), decay), after k optimizer
-    steps whenever (k + 1) % interval == 0 (flow_grpo's rule, applied once per such step)."""
+    """average <- d average + (1 - d) weights, with d = rule(optimizer steps so far)."""
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float, interval: int) -> None:
+    def __init__(self, parameters: Mapping[str, nn.Parameter], rule: Rule) -> None:
         self._parameters = dict(parameters)
-        self._decay = decay
-        self._interval = interval
+        self._rule = rule
         self._step = 0
         self._shadow = {name: p.detach().clone() for name, p in self._parameters.items()}
 
-    def update(self) -> None:
-        """Call once after every optimizer step."""
-        self._step += 1
-        k = self._step
-        if (k + 1) % self._interval:
+    def update(self, steps: int = 1) -> None:
+        """Call after every optimizer step, or after `steps` of them."""
+        self._step += steps
+        decay = self._rule(self._step)
+        if decay == 1:
             return
-        decay = min((1 + k) / (10 + k), self._decay)
         with torch.no_grad():
             for name, parameter in self._parameters.items():
                 self._shadow[name].lerp_(parameter.detach(), 1 - decay)

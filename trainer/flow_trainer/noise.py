@@ -33,6 +33,38 @@ def sample_noise(
     return torch.stack(initial), torch.stack(steps)
 
 
+def forward_steps(seed: int, epoch: int, keys: Sequence[tuple[int, int]], num_steps: int) -> Tensor:
+    """(B, num_steps) int64: every sample's own order of the schedule's steps, for training on the
+    forward process."""
+    return torch.stack(
+        [
+            torch.randperm(num_steps, generator=_generator("forward steps", seed, epoch, *key))
+            for key in keys
+        ]
+    )
+
+
+def forward_noise(
+    seed: int,
+    epoch: int,
+    keys: Sequence[tuple[int, int]],
+    shape: tuple[int, ...],
+    numbers: Sequence[int],
+) -> Tensor:
+    """(B, len(numbers), *shape) noise of the samples' noise levels with these numbers."""
+    return torch.stack(
+        [
+            torch.stack(
+                [
+                    torch.randn(shape, generator=_generator("forward", seed, epoch, *key, number))
+                    for number in numbers
+                ]
+            )
+            for key in keys
+        ]
+    )
+
+
 def evaluation_noise(seed: int, keys: Sequence[tuple[int, int]], shape: tuple[int, ...]) -> Tensor:
     """Initial noise (B, *shape) of a stream that training never uses, the same at every call."""
     return torch.stack(

@@ -50,7 +50,7 @@ def rollout(
     window = recipe.window(epoch)
     members = [(index, g) for index in indices for g in range(sampling.group_size)]
     conditioning = policy.encode([prompt.text for prompt in prompts]).repeat(sampling.group_size)
-    latents, log_probs = [], []
+    finished, latents, log_probs, means = [], [], [], []
     for rows in micro_batches(len(members), sampling.micro_batch):
         initial, noise = sample_noise(
             recipe.seed,
@@ -62,7 +62,7 @@ def rollout(
         )
         x = initial.to(policy.device)
         batch = conditioning[rows.start : rows.stop]
-        kept, densities = [], []
+        kept, densities, centres = [], [], []
         for i in range(sampling.num_steps):
             steps = torch.full((len(rows),), i, device=policy.device)
             v = policy.velocity(x, sigmas[steps], batch)
@@ -73,13 +73,25 @@ def rollout(
                 x = step.sample(noise[:, i - window.start].to(policy.device))
                 kept.append(x)
                 densities.append(step.log_prob(x))
+                centres.append(step.mean)
             else:
                 x = euler(x, v, sigmas[i], sigmas[i + 1])
         _check_finite(x, rows, epoch)
-        latents.append(torch.stack(kept, 1))
-        log_probs.append(torch.stack(densities, 1))
+        finished.append(x)
+        latents.append(_stack(kept, x))
+        log_probs.append(_stack(densities, x))
+        if recipe.update.needs_old_means:
+            means.append(_stack(centres, x))
         on_images(rows, decode(policy, x, sampling.decode_batch))
-    return Trajectories(window, sigmas, torch.cat(latents), torch.cat(log_probs))
+    return Trajectories(
+        window,
+        sigmas,
+        members,
+        x_0=torch.cat(finished),
+        latents=torch.cat(latents),
+        log_probs=torch.cat(log_probs),
+        means=torch.cat(means) if means else None,
+    )
 
 
 @torch.no_grad()
@@ -108,6 +120,11 @@ def generate(
 def decode(policy: Policy, x_0: Tensor, batch: int) -> Tensor:
     """Images (B, H, W, 3) uint8, decoded in chunks: the VAE's activations dwarf the latents."""
     return torch.cat([policy.decode(chunk) for chunk in x_0.split(batch)])
+
+
+def _stack(steps: list[Tensor], like: Tensor) -> Tensor:
+    """(B, W, ...); (B, 0) when no step was stochastic."""
+    return torch.stack(steps, 1) if steps else like.new_empty(len(like), 0)
 
 
 def micro_batches(count: int, size: int) -> Iterator[range]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
 NUM_TRAIN_TIMESTEPS = 1000
-FLUX_TOKENS, FLUX_MU = (256, 4096), (0.5, 1.15)
 
 
 def static_shift_sigmas(num_steps: int, shift: float) -> Tensor:
@@ -23,17 +23,35 @@ def static_shift_sigmas(num_steps: int, shift: float) -> Tensor:
     return _with_zero(_shift(grid, shift))
 
 
-def dynamic_shift_sigmas(num_steps: int, mu: float) -> Tensor:
-    """(num_steps + 1,) float32: FLUX's schedule, sigma' = e^mu / (e^mu + 1/sigma - 1)."""
+def dynamic_shift_sigmas(num_steps: int, mu: float, terminal: float | None = None) -> Tensor:
+    """(num_steps + 1,) float32: FLUX's schedule, sigma' = e^mu / (e^mu + 1/sigma - 1).
+
+    `terminal` (Qwen-Image) stretches it so that its last entry before 0 is this one.
+    """
     _check(num_steps)
     grid = torch.linspace(1.0, 1 / num_steps, num_steps, dtype=torch.float64)
-    return _with_zero(math.exp(mu) / (math.exp(mu) + (1 / grid - 1)))
+    sigmas = math.exp(mu) / (math.exp(mu) + (1 / grid - 1))
+    if terminal:
+        sigmas = 1 - (1 - sigmas) * (1 - terminal) / (1 - sigmas[-1])
+    return _with_zero(sigmas)
 
 
-def flux_mu(num_tokens: int) -> float:
-    """mu of FLUX.1, linear in the number of image tokens: 256 -> 0.5, 4096 -> 1.15."""
-    (t0, t1), (m0, m1) = FLUX_TOKENS, FLUX_MU
-    return m0 + (num_tokens - t0) * (m1 - m0) / (t1 - t0)
+def shift_mu(
+    num_tokens: int,
+    tokens: tuple[int, int] = (256, 4096),
+    mu: tuple[float, float] = (0.5, 1.15),
+) -> float:
+    """mu, linear in the number of image tokens; FLUX.1's by default: 256 -> 0.5, 4096 -> 1.15."""
+    return mu[0] + (num_tokens - tokens[0]) * (mu[1] - mu[0]) / (tokens[1] - tokens[0])
+
+
+def linear_mu(scheduler: Any, num_tokens: int) -> float:
+    """`shift_mu` as the scheduler config of a checkpoint says."""
+    return shift_mu(
+        num_tokens,
+        (scheduler.base_image_seq_len, scheduler.max_image_seq_len),
+        (scheduler.base_shift, scheduler.max_shift),
+    )
 
 
 def _shift(sigma: Tensor, shift: float) -> Tensor:

@@ -14,9 +14,9 @@ from flow_trainer.errors import ConfigError
 from flow_trainer.evaluate import evaluate
 from flow_trainer.models import load_policy
 from flow_trainer.prompts import read_prompts
+from flow_trainer.run import pick_device
 from flow_trainer.runlog import image_grid
 from flow_trainer.scoring import Scorer
-from flow_trainer.train import pick_device
 
 
 def evaluate_checkpoint(
@@ -44,7 +44,7 @@ def evaluate_checkpoint(
     finally:
         scorer.close()
     summary = {
-        "checkpoint": str(checkpoint) if checkpoint else recipe.model.path,
+        "checkpoint": str(checkpoint or recipe.model.adapter or recipe.model.path),
         "split": split,
         "steps": num_steps or recipe.evaluation.num_steps,
         **result.summary(),

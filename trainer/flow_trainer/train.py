@@ -7,8 +7,7 @@ import platform
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,45 +15,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from flow_trainer.advantages import Advantages, group_advantages
+from flow_trainer.advantages import Advantages, epoch_advantages
 from flow_trainer.audit import audit_rows
-from flow_trainer.checkpoint import Checkpoints, Progress
-from flow_trainer.config import Recipe, save_resolved
-from flow_trainer.ema import Ema
-from flow_trainer.errors import ConfigError, Interrupted
+from flow_trainer.config import Recipe
+from flow_trainer.errors import Interrupted
 from flow_trainer.evaluate import Evaluation, evaluate
-from flow_trainer.models import Policy, load_policy
-from flow_trainer.prompts import Prompt, epoch_prompts, read_prompts
+from flow_trainer.models import Conditioning
+from flow_trainer.prompts import Prompt, epoch_prompts
 from flow_trainer.ratio import check_ratio, ratio_tolerance
 from flow_trainer.rollout import rollout
-from flow_trainer.runlog import RunLog, image_grid
-from flow_trainer.scoring import Scorer, Scores
+from flow_trainer.run import Run, open_run
+from flow_trainer.runlog import image_grid
+from flow_trainer.scoring import Scores
+from flow_trainer.trajectory import Trajectories
 from flow_trainer.update import UpdateStats, reference_velocities, update_policy
-
-
-@dataclass(slots=True)
-class Run:
-    """What the loop works with."""
-
-    recipe: Recipe
-    folder: Path
-    policy: Policy
-    optimizer: torch.optim.AdamW
-    ema: Ema | None
-    scorer: Scorer
-    checkpoints: Checkpoints
-    log: RunLog
-    progress: Progress
-    prompts: dict[str, list[Prompt]]
-    stopping: bool = False
-
-    def averaged(self) -> AbstractContextManager[None]:
-        """Inside, the policy has the EMA weights."""
-        return self.ema.swapped() if self.ema is not None else nullcontext()
-
-    def save(self) -> None:
-        self.progress.log_offsets = self.log.offsets()
-        self.checkpoints.save(self.policy, self.optimizer, self.ema, self.progress)
+from flow_trainer.update_nft import update_nft
 
 
 def train(recipe: Recipe, folder: Path, *, resume: bool = False) -> dict[str, Any]:
@@ -75,57 +50,11 @@ def train(recipe: Recipe, folder: Path, *, resume: bool = False) -> dict[str, An
         run.scorer.close()
 
 
-def open_run(recipe: Recipe, folder: Path, *, resume: bool) -> Run:
-    if (folder / "checkpoints").exists() and not resume:
-        raise ConfigError(f"{folder} holds a run already: continue it with --resume, or pass --out")
-    torch.backends.cuda.matmul.allow_tf32 = True
-    device = pick_device(recipe.device)
-    prompts = {
-        split: read_prompts(path)
-        for split, path in recipe.prompts.model_dump().items()
-        if path is not None
-    }
-    scorer = Scorer(recipe.rewards, recipe.scoring)
-    scorer.wait_ready(recipe.scoring.outage_wait_s if resume else recipe.scoring.timeout_s)
-    torch.manual_seed(recipe.seed)  # LoRA's initial weights
-    policy = load_policy(recipe.model, device, with_reference=recipe.update.beta > 0)
-    policy.prepare_prompts([prompt.text for split in prompts.values() for prompt in split])
-    u = recipe.update
-    parameters = policy.trainable()
-    optimizer = torch.optim.AdamW(
-        parameters.values(),
-        lr=u.learning_rate,
-        betas=(u.adam_beta1, u.adam_beta2),
-        eps=u.adam_eps,
-        weight_decay=u.weight_decay,
-    )
-    ema = Ema(parameters, recipe.ema.decay, recipe.ema.interval) if recipe.ema.enabled else None
-    checkpoints = Checkpoints(folder, recipe.checkpoints.keep)
-    progress = checkpoints.resume(policy, optimizer, ema) if resume else None
-    log = RunLog(folder, recipe, offsets=progress.log_offsets if progress else None)
-    save_resolved(recipe, folder / "recipe.json")
-    if progress is not None:
-        log.say(f"resuming after epoch {progress.epoch}")
-    run = Run(
-        recipe,
-        folder,
-        policy,
-        optimizer,
-        ema,
-        scorer,
-        checkpoints,
-        log,
-        progress or Progress(),
-        prompts,
-    )
-    _watch_revisions(run)
-    return run
-
-
 def _epochs(run: Run) -> None:
     recipe = run.recipe
     if run.progress.epoch == 0:
-        check_ratio(run.policy, recipe, run.prompts["train"])
+        if not recipe.update.forward_process:
+            check_ratio(run.policy, recipe, run.prompts["train"])
         run.save()
     run.log.start(run.progress.epoch)
     for epoch in range(run.progress.epoch, recipe.epochs):
@@ -136,33 +65,17 @@ def _epochs(run: Run) -> None:
         )
         prompts = [run.prompts["train"][index] for index in indices]
         images: list[torch.Tensor] = []
-        samples = rollout(
-            run.policy, recipe, epoch, prompts, indices, _submitter(run, prompts, images)
-        )
+        samples = _sample(run, epoch, prompts, indices, images)
         sampled = time.perf_counter()
         conditioning = run.policy.encode([prompt.text for prompt in prompts])
         v_ref = reference_velocities(run.policy, recipe, epoch, samples, conditioning)
         scores = run.scorer.collect(hold=lambda down: _hold(run, down))
-        advantages = group_advantages(
-            scores.values.reshape(len(prompts), -1),
-            scores.valid.reshape(len(prompts), -1),
-            std=recipe.advantage.std,
-            min_group=recipe.scoring.min_group,
-            clip=recipe.advantage.clip,
+        advantages = epoch_advantages(
+            recipe, {name: r.values for name, r in scores.rewards.items()}, scores.valid
         )
         # TRAINING: replay the stochastic steps with gradients
         trained = time.perf_counter()
-        stats = update_policy(
-            run.policy,
-            run.optimizer,
-            run.ema,
-            recipe,
-            epoch,
-            samples,
-            conditioning,
-            advantages,
-            v_ref,
-        )
+        stats = _update(run, epoch, samples, conditioning, advantages, v_ref)
         ended = time.perf_counter()
         run.progress.epoch = epoch + 1
         run.progress.updates += stats.updates
@@ -177,6 +90,24 @@ def _epochs(run: Run) -> None:
         pixels = torch.cat(images).numpy()
         _log_epoch(run, epoch, prompts, pixels, scores, advantages, stats, timing)
         _after_epoch(run, epoch + 1, pixels, scores)
+
+
+def _update(
+    run: Run,
+    epoch: int,
+    samples: Trajectories,
+    conditioning: Conditioning,
+    advantages: Advantages,
+    v_ref: dict[int, torch.Tensor] | None,
+) -> UpdateStats:
+    policy, optimizer, ema, recipe = run.policy, run.optimizer, run.ema, run.recipe
+    if run.old is not None:
+        return update_nft(
+            policy, optimizer, ema, run.old, recipe, epoch, samples, conditioning, advantages
+        )
+    return update_policy(
+        policy, optimizer, ema, recipe, epoch, samples, conditioning, advantages, v_ref
+    )
 
 
 def _after_epoch(run: Run, epoch: int, images: np.ndarray, scores: Scores) -> None:
@@ -200,18 +131,29 @@ def _due(epoch: int, every: int, last: int) -> bool:
     return every > 0 and (epoch % every == 0 or epoch == last)
 
 
-def _submitter(run: Run, prompts: list[Prompt], images: list[torch.Tensor]):
+def _sample(
+    run: Run,
+    epoch: int,
+    prompts: list[Prompt],
+    indices: list[int],
+    images: list[torch.Tensor],
+) -> Trajectories:
+    """Rolls out, sending every micro-batch to the rewards and into `images`."""
     group = run.recipe.sampling.group_size
 
     def on_images(rows: range, batch: torch.Tensor) -> None:
         if run.stopping:
-            # the weights are still those of the last finished epoch
-            run.save()
-            raise Interrupted(f"stopped in epoch {run.progress.epoch + 1}; saved before it")
+            raise Interrupted(f"stopped in epoch {epoch + 1}; saved before it")
         images.append(batch)
         run.scorer.submit(rows, batch, [prompts[row // group] for row in rows])
 
-    return on_images
+    try:
+        with run.sampling():
+            return rollout(run.policy, run.recipe, epoch, prompts, indices, on_images)
+    except Interrupted:
+        # the weights are still those of the last finished epoch
+        run.save()
+        raise
 
 
 def _hold(run: Run, down: list[str]) -> Callable[[], None]:
@@ -321,18 +263,6 @@ def _log_epoch(
     run.log.audit(audit_rows(epoch + 1, prompts, images, scores, advantages))
 
 
-def _watch_revisions(run: Run) -> None:
-    """Remembers every reward's revision, and says so when a resumed run meets another one."""
-    current = {name: meta.revision for name, meta in run.scorer.metadata().items()}
-    for name, seen in (run.progress.revisions or {}).items():
-        if current.get(name) != seen:
-            run.log.say(
-                f"[yellow]reward {name} changed from revision {seen} to {current.get(name)}: scores "
-                "before and after may not compare[/yellow]"
-            )
-    run.progress.revisions = current
-
-
 def _write_summary(run: Run, before: Evaluation | None, after: Evaluation | None) -> dict[str, Any]:
     progress = run.progress
     summary = {
@@ -386,12 +316,3 @@ def _signals(run: Run) -> Iterator[None]:
     finally:
         for name, handler in previous.items():
             signal.signal(name, handler)
-
-
-def pick_device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        return torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"device = {name!r}: {error}") from None

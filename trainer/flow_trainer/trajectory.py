@@ -1,4 +1,4 @@
-"""What a rollout leaves for the update: the latents around every stochastic step."""
+"""What a rollout leaves for the update: finished latents, and those around every stochastic step."""
 
 from __future__ import annotations
 
@@ -18,7 +18,14 @@ class Trajectories:
     """Indices of the stochastic steps in the schedule."""
     sigmas: Tensor
     """(T + 1,) float32."""
+    keys: list[tuple[int, int]]
+    """(B) who each row is: prompt index in the prompt file, member of the group."""
+    x_0: Tensor
+    """(B, C, h, w): finished latents."""
     latents: Tensor
-    """(B, W + 1, C, h, w): before each stochastic step, and after the last."""
+    """(B, W + 1, C, h, w): before each stochastic step, and after the last; (B, 0) without any."""
     log_probs: Tensor
     """(B, W): of latents[:, j + 1] under the policy that drew it."""
+    means: Tensor | None
+    """(B, W, C, h, w): what latents[:, j + 1] was drawn around; kept for objectives that compare
+    means."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -11,12 +11,21 @@ from torch import Tensor
 
 from flow_trainer.advantages import Advantages
 from flow_trainer.config import Recipe
+from flow_trainer.dppo import dppo_objective
+from flow_trainer.dynamics import Transition
 from flow_trainer.ema import Ema
 from flow_trainer.errors import NonFiniteError
+from flow_trainer.guard import guard_objective
 from flow_trainer.models import Conditioning, Policy
-from flow_trainer.objective import clip_objective, kl_divergence
+from flow_trainer.objective import Objective, Replayed, clip_objective, kl_divergence
 from flow_trainer.rollout import micro_batches, transition
 from flow_trainer.trajectory import Trajectories
+
+OBJECTIVES: dict[str, Objective] = {
+    "clip": clip_objective,
+    "guard": guard_objective,
+    "dppo": dppo_objective,
+}
 
 
 @dataclass(slots=True)
@@ -60,25 +69,45 @@ def update_policy(
     KL term. Raises NonFiniteError.
     """
     stats = UpdateStats()
-    group = recipe.sampling.group_size
-    share = recipe.sampling.prompts_per_epoch // recipe.update.updates_per_epoch * group
-    steps = trained_steps(recipe, epoch)
     values = advantages.values.flatten()
-    for u in range(recipe.update.updates_per_epoch):
+
+    def loss(rows: range, offsets: list[int], update: int) -> Tensor:
+        replay = make_replay(recipe, samples, conditioning, rows, offsets)
+        return _loss(policy, recipe, replay, values, v_ref, stats, first=update == 0)
+
+    # no advantage, no gradient: failed, dropped or zero-spread groups
+    steps = trained_steps(recipe, epoch)
+    descend(policy, optimizer, ema, recipe, epoch, steps, values != 0, loss, stats)
+    return stats
+
+
+def descend(
+    policy: Policy,
+    optimizer: torch.optim.Optimizer,
+    ema: Ema | None,
+    recipe: Recipe,
+    epoch: int,
+    steps: list[int],
+    wanted: Tensor,
+    loss: Callable[[range, list[int], int], Tensor],
+    stats: UpdateStats,
+) -> None:
+    """The epoch's optimizer steps: accumulates `loss` (rows, steps, number of the update), a sum,
+    over update u's share of the samples and divides by the planned number of (sample, step) pairs.
+    Micro-batches without any sample `wanted` (B,) are skipped."""
+    group, updates = recipe.sampling.group_size, recipe.update.updates_per_epoch
+    share = recipe.sampling.prompts_per_epoch // updates * group
+    for u in range(updates):
         optimizer.zero_grad(set_to_none=True)
-        denominator = share * len(steps)
-        for rows in micro_batches(share, recipe.sampling.micro_batch):
-            rows = range(u * share + rows.start, u * share + rows.stop)
-            if not values[rows.start : rows.stop].any():
-                continue  # failed, dropped or zero-spread groups only: no gradient
+        for batch in micro_batches(share, recipe.sampling.micro_batch):
+            rows = range(u * share + batch.start, u * share + batch.stop)
+            if not wanted[rows.start : rows.stop].any():
+                continue
             for chunk in step_chunks(steps, recipe.update.steps_per_forward):
-                replay = make_replay(recipe, samples, conditioning, rows, chunk)
-                loss = _loss(policy, recipe, replay, values, v_ref, stats, first=u == 0)
-                (loss / denominator).backward()
-        _step(policy, optimizer, recipe, epoch * recipe.update.updates_per_epoch + u, stats)
+                (loss(rows, chunk, u) / (share * len(steps))).backward()
+        _step(policy, optimizer, recipe, epoch * updates + u, stats)
         if ema is not None:
             ema.update()
-    return stats
 
 
 def trained_steps(recipe: Recipe, epoch: int) -> list[int]:
@@ -114,6 +143,7 @@ class Replay:
     sigmas: Tensor
     conditioning: Conditioning
     old_log_prob: Tensor
+    old_mean: Tensor | None
 
 
 def make_replay(
@@ -126,7 +156,7 @@ def make_replay(
     """Rows are sample-major: sample b at offsets[0], at offsets[1], ..., then the next sample."""
     batch = slice(rows.start, rows.stop)
     device = samples.latents.device
-    prompts = torch.tensor([row // recipe.sampling.group_size for row in rows], device=device)
+    prompts = prompts_of(recipe, rows, device)
     steps = torch.tensor([samples.window[j] for j in offsets], device=device)
     return Replay(
         rows,
@@ -137,7 +167,13 @@ def make_replay(
         sigmas=samples.sigmas,
         conditioning=conditioning[prompts].repeat(len(offsets)),
         old_log_prob=samples.log_probs[batch, offsets].flatten(),
+        old_mean=None if samples.means is None else samples.means[batch, offsets].flatten(0, 1),
     )
+
+
+def prompts_of(recipe: Recipe, rows: range, device: torch.device) -> Tensor:
+    """(len(rows),) int64: which of the epoch's prompts each row belongs to."""
+    return torch.tensor([row // recipe.sampling.group_size for row in rows], device=device)
 
 
 @torch.no_grad()
@@ -149,8 +185,9 @@ def reference_velocities(
     conditioning: Conditioning,
 ) -> dict[int, Tensor] | None:
     """The reference policy's velocity (B, C, h, w) at every trained step, by offset; None without a
-    KL term. It needs no scores, so it runs while they are still on their way."""
-    if recipe.update.beta == 0:
+    KL term, or where samples are noised afresh. It needs no scores, so it runs while they are still
+    on their way."""
+    if recipe.update.beta == 0 or recipe.update.forward_process:
         return None
     found = {j: torch.empty_like(samples.latents[:, 0]) for j in trained_steps(recipe, epoch)}
     with policy.reference():
@@ -180,23 +217,35 @@ def _loss(
     sigmas, steps = replay.sigmas, replay.steps
     v = policy.velocity(x, sigmas[steps], replay.conditioning)
     step = transition(recipe, sigmas, steps, x, v)
-    log_prob = step.log_prob(replay.x_next)
-    loss, diagnostics = clip_objective(
-        log_prob, replay.old_log_prob, advantage, recipe.update.clip_range
-    )
+    replayed = compare(replay, step)
+    objective = OBJECTIVES[recipe.update.objective]
+    loss, diagnostics = objective(replayed, advantage, recipe.update.clip_range)
     if v_ref is not None:
         v_ref_rows = torch.stack([v_ref[j][batch] for j in offsets], 1).flatten(0, 1)
         reference = transition(recipe, sigmas, steps, x, v_ref_rows)
-        d = sigmas[steps] - sigmas[steps + 1]
-        kl = kl_divergence(recipe.update.kl, step, reference, v, v_ref_rows, d)
+        kl = kl_divergence(recipe.update.kl, step, reference, v, v_ref_rows, replayed.d)
         loss = loss + recipe.update.beta * kl
         diagnostics = {**diagnostics, "kl": kl.detach()}
-    _check_finite(loss, rows, len(offsets), steps)
+    check_finite(loss, rows, len(offsets), steps)
     stats.add({**diagnostics, "loss": loss.detach()}, len(loss))
     if first:
-        error = float((log_prob.detach() - replay.old_log_prob).exp().sub(1).abs().max())
+        error = float((replayed.log_prob.detach() - replay.old_log_prob).exp().sub(1).abs().max())
         stats.ratio_error = max(stats.ratio_error, error)
     return loss.sum()
+
+
+def compare(replay: Replay, step: Transition) -> Replayed:
+    """The recorded steps under the current policy's transitions."""
+    mean_square = None
+    if replay.old_mean is not None:
+        mean_square = ((step.mean - replay.old_mean) ** 2).flatten(1).mean(1)
+    return Replayed(
+        step.log_prob(replay.x_next),
+        replay.old_log_prob,
+        std=step.std.flatten(),
+        d=replay.sigmas[replay.steps] - replay.sigmas[replay.steps + 1],
+        mean_square=mean_square,
+    )
 
 
 def _step(
@@ -229,7 +278,7 @@ def step_chunks(steps: list[int], size: int) -> Iterator[list[int]]:
         yield [steps[i] for i in chunk]
 
 
-def _check_finite(loss: Tensor, rows: range, repeats: int, steps: Tensor) -> None:
+def check_finite(loss: Tensor, rows: range, repeats: int, steps: Tensor) -> None:
     if torch.isfinite(loss).all():
         return
     index = int((~torch.isfinite(loss)).nonzero()[0])

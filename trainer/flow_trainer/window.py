@@ -14,6 +14,7 @@ def window(
     lo: int,
     hi: int | None,
     every: int,
+    stride: int,
     epoch: int,
     seed: int,
 ) -> range:
@@ -21,8 +22,9 @@ def window(
 
     all: every step but the last. first: `size` steps from `lo`. random: `size` steps placed
     uniformly inside [lo, hi) by (seed, epoch) (Flow-GRPO-Fast). progressive: `size` steps that start
-    at `lo` and move right by one every `every` epochs, then start again (MixGRPO). `hi` is exclusive
-    and defaults to num_steps - 1.
+    at `lo` and move right by `stride` every `every` epochs; at the right end the window shrinks, and
+    once it has left [lo, hi) it starts again (MixGRPO, arXiv 2507.21802, except that the original
+    first spends one period without any trained step). `hi` is exclusive, by default num_steps - 1.
 
     The last step is never in it: its sigma is so small that the log-density overflows. Raises
     ValueError when the window does not fit.
@@ -45,7 +47,8 @@ def window(
         case "random":
             start = lo + random.Random(f"window/{seed}/{epoch}").randrange(starts)
         case "progressive":
-            start = lo + (epoch // every) % starts
+            positions = -(-(hi - lo) // stride)
+            start = lo + stride * (epoch // every % positions)
         case _:
             raise ValueError(f"unknown window kind {kind!r}: all, first, random or progressive")
-    return range(start, start + size)
+    return range(start, min(start + size, hi))

@@ -1,0 +1,167 @@
+"""What a recipe costs, from its numbers alone: transformer forwards per image and GPU memory.
+
+A forward, F, is one evaluation of the transformer for one image at one step. With LoRA the backward
+costs about one F, because frozen weights need no gradient of their own; with full fine-tuning two.
+Activation checkpointing repeats the forward.
+
+Memory is arithmetic, not a measurement; expect 30 % either way, most of it in the activations:
+
+- transformer: 2 bytes per frozen parameter (4 in float32); 4 per trained one.
+- training state per trained parameter, float32: gradient 4, AdamW's two moments 8, EMA 4, the old
+  policy of nft and awm 4; with full fine-tuning and a KL term the frozen reference.
+- text encoders: on the GPU until all prompts are encoded, so they count at loading only.
+- trajectories, float32: per image W + 1 latents and the finished one, W means for guard and dppo, W
+  reference velocities with a KL term (W stochastic steps).
+- activations of the backward: 34 bytes per token, channel and block in 16 bits (Korthikanti et al.,
+  arXiv 2205.05198, attention scores not stored), 68 in float32. Checkpointing keeps 2 (4) bytes and
+  one block's 34 (68).
+- decoding: 1 KiB per pixel of a decode batch in the float32 VAE (96 images of 512x512 peak at 24 GB).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from flow_trainer.config import Recipe
+from flow_trainer.models.architectures import Architecture, inspect
+
+PATCH_PIXELS = 16
+"""Pixels per image token and side: VAE factor 8, patches of 2."""
+LATENT_BYTES_PER_PIXEL = 4 * 16 / 64
+"""16 channels of float32 per 8x8 pixels."""
+ACTIVATION_BYTES = 17
+"""Per token, channel and block, in units of the element size."""
+DECODE_BYTES_PER_PIXEL = 1024
+ENCODER_PARAMETERS = {"sd3": 5.58e9, "flux": 4.89e9, "qwen_image": 8.29e9}
+VAE_PARAMETERS = {"sd3": 8.4e7, "flux": 8.4e7, "qwen_image": 1.27e8}
+GB = 1e9
+
+
+@dataclass(frozen=True, slots=True)
+class Forwards:
+    """Transformer forwards per image, the backward counted in them."""
+
+    sampling: int
+    training: int
+
+    @property
+    def total(self) -> int:
+        return self.sampling + self.training
+
+
+def forwards(recipe: Recipe) -> Forwards:
+    """The first epoch's cost, if every sample has an advantage; groups of equal rewards are skipped."""
+    u, model = recipe.update, recipe.model
+    rows = 2 if model.guidance > 1 and model.family != "flux" else 1
+    backward = 1 if model.tuning == "lora" else 2
+    passes = 1 + backward + int(model.gradient_checkpointing) + int(u.beta > 0)
+    if u.forward_process:
+        passes += 1  # the old policy
+        steps = recipe.forward_steps
+    else:
+        steps = min(u.trained_steps or recipe.sampling.num_steps, len(recipe.window(0)))
+    return Forwards(sampling=rows * recipe.sampling.num_steps, training=rows * steps * passes)
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes on one GPU that does everything."""
+
+    transformer: float
+    training_state: float
+    trajectories: float
+    vae: float
+    text_encoders: float
+    activations: float
+    decode: float
+
+    @property
+    def training_peak(self) -> float:
+        resident = self.transformer + self.training_state + self.trajectories + self.vae
+        return resident + max(self.activations, self.decode)
+
+    @property
+    def loading_peak(self) -> float:
+        return self.transformer + self.vae + self.text_encoders
+
+    @property
+    def peak(self) -> float:
+        return max(self.training_peak, self.loading_peak)
+
+
+def memory(recipe: Recipe, model: Architecture) -> Memory:
+    m, u, s = recipe.model, recipe.update, recipe.sampling
+    element = 4 if m.dtype == "float32" else 2
+    lora = m.tuning == "lora"
+    trained = model.lora_parameters if lora else model.parameters
+    weights = model.parameters * element + trained * 4 if lora else model.parameters * 4
+    if not lora and u.beta > 0:
+        weights += model.parameters * element
+    state = trained * (4 + 8 + 4 * recipe.ema.enabled + 4 * u.forward_process)
+    return Memory(
+        transformer=weights,
+        training_state=state,
+        trajectories=recipe.images_per_epoch * _latents_per_image(recipe) * _latent_bytes(recipe),
+        vae=VAE_PARAMETERS[m.family] * 4,
+        text_encoders=ENCODER_PARAMETERS[m.family] * element,
+        activations=_activations(recipe, model, element),
+        decode=s.decode_batch * m.height * m.width * DECODE_BYTES_PER_PIXEL,
+    )
+
+
+def _latents_per_image(recipe: Recipe) -> int:
+    window = len(recipe.window(0))
+    if window == 0:
+        return 1
+    extra = recipe.update.needs_old_means + (recipe.update.beta > 0)
+    return 2 + window * (1 + extra)
+
+
+def _latent_bytes(recipe: Recipe) -> float:
+    return recipe.model.height * recipe.model.width * LATENT_BYTES_PER_PIXEL
+
+
+def _activations(recipe: Recipe, model: Architecture, element: int) -> float:
+    m, s = recipe.model, recipe.sampling
+    guided = 2 if m.guidance > 1 and m.family != "flux" else 1
+    rows = s.micro_batch * recipe.update.steps_per_forward * guided
+    tokens = (m.height // PATCH_PIXELS) * (m.width // PATCH_PIXELS) + m.max_sequence_length
+    block = rows * tokens * model.width * element * ACTIVATION_BYTES
+    if m.gradient_checkpointing:
+        return block + model.blocks * rows * tokens * model.width * element
+    return block * model.blocks
+
+
+def dry_run(recipe: Recipe) -> Iterator[str]:
+    """What `flow-grpo train --dry-run` prints, a line each. Loads no weights."""
+    s, u, f = recipe.sampling, recipe.update, forwards(recipe)
+    window = recipe.window(0)
+    trained = recipe.forward_steps if u.forward_process else f"{len(window)} stochastic"
+    yield f"recipe    {recipe.name}: {recipe.model.family} {recipe.model.path}, {u.objective}"
+    yield (
+        f"sizes     {s.prompts_per_epoch} prompts x {s.group_size} images = "
+        f"{recipe.images_per_epoch} images per epoch, {u.updates_per_epoch} updates per epoch, "
+        f"{recipe.epochs} epochs"
+    )
+    yield f"steps     {s.num_steps} sampled ({s.dynamics}), {trained} to train per image"
+    yield (
+        f"forwards  {f.total} per image: {f.sampling} sampling, {f.training} training "
+        f"({f.total * recipe.images_per_epoch:,} per epoch)"
+    )
+    model = inspect(recipe.model.path, recipe.model.family, recipe.model.lora_rank)
+    if model is None:
+        yield f"memory    unknown: the size of {recipe.model.path} is not on record"
+        return
+    found = memory(recipe, model)
+    trained_parameters = (
+        model.lora_parameters if recipe.model.tuning == "lora" else model.parameters
+    )
+    yield f"model     {model.parameters:,} parameters, {trained_parameters:,} trained"
+    yield (
+        f"memory    about {found.peak / GB:.0f} GB on one GPU (an estimate): transformer "
+        f"{found.transformer / GB:.1f}, training state {found.training_state / GB:.1f}, "
+        f"trajectories {found.trajectories / GB:.1f}, activations {found.activations / GB:.1f}, "
+        f"decoding {found.decode / GB:.1f}; text encoders, at loading only, "
+        f"{found.text_encoders / GB:.1f}"
+    )

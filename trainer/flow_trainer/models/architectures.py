@@ -1,0 +1,124 @@
+"""Published transformer configurations, to count parameters without any weights."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
+    "stabilityai/stable-diffusion-3.5-medium": (
+        "SD3Transformer2DModel",
+        {
+            "sample_size": 128,
+            "patch_size": 2,
+            "in_channels": 16,
+            "num_layers": 24,
+            "attention_head_dim": 64,
+            "num_attention_heads": 24,
+            "joint_attention_dim": 4096,
+            "caption_projection_dim": 1536,
+            "pooled_projection_dim": 2048,
+            "out_channels": 16,
+            "pos_embed_max_size": 384,
+            "dual_attention_layers": tuple(range(13)),
+            "qk_norm": "rms_norm",
+        },
+    ),
+    "stabilityai/stable-diffusion-3.5-large": (
+        "SD3Transformer2DModel",
+        {
+            "sample_size": 128,
+            "patch_size": 2,
+            "in_channels": 16,
+            "num_layers": 38,
+            "attention_head_dim": 64,
+            "num_attention_heads": 38,
+            "joint_attention_dim": 4096,
+            "caption_projection_dim": 2432,
+            "pooled_projection_dim": 2048,
+            "out_channels": 16,
+            "pos_embed_max_size": 192,
+            "qk_norm": "rms_norm",
+        },
+    ),
+    "black-forest-labs/FLUX.1-dev": (
+        "FluxTransformer2DModel",
+        {
+            "in_channels": 64,
+            "num_layers": 19,
+            "num_single_layers": 38,
+            "attention_head_dim": 128,
+            "num_attention_heads": 24,
+            "joint_attention_dim": 4096,
+            "pooled_projection_dim": 768,
+            "guidance_embeds": True,
+        },
+    ),
+    "Qwen/Qwen-Image": (
+        "QwenImageTransformer2DModel",
+        {
+            "in_channels": 64,
+            "out_channels": 16,
+            "num_layers": 60,
+            "attention_head_dim": 128,
+            "num_attention_heads": 24,
+            "joint_attention_dim": 3584,
+        },
+    ),
+}
+"""By hub repository: the transformer's class in diffusers, and its config."""
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    parameters: int
+    """Of the transformer, without adapter."""
+    lora_parameters: int
+    width: int
+    """Of a token inside the transformer."""
+    blocks: int
+    lora_modules: tuple[str, ...]
+    """Names of the layers that get an adapter."""
+
+
+@cache
+def inspect(path: str, family: str, rank: int) -> Architecture | None:
+    """Builds the transformer of a hub repository or pipeline folder on the meta device, with a LoRA
+    adapter of this rank on the family's targets; None when neither its config nor name is known."""
+    import importlib
+
+    import diffusers
+    import torch
+    from peft import LoraConfig
+
+    from flow_trainer.models import FAMILIES
+
+    found = _config(path)
+    if found is None:
+        return None
+    name, values = found
+    targets = importlib.import_module(FAMILIES[family]).FAMILY.lora_targets
+    with torch.device("meta"):
+        transformer = getattr(diffusers, name).from_config(values)
+        plain = sum(p.numel() for p in transformer.parameters())
+        transformer.add_adapter(LoraConfig(r=rank, target_modules=targets))
+    adapted = [n for n, _ in transformer.named_parameters() if n.endswith("lora_A.default.weight")]
+    lists = ("transformer_blocks", "single_transformer_blocks")
+    return Architecture(
+        parameters=plain,
+        lora_parameters=sum(p.numel() for n, p in transformer.named_parameters() if ".lora_" in n),
+        width=transformer.config.num_attention_heads * transformer.config.attention_head_dim,
+        blocks=sum(len(getattr(transformer, attribute, ())) for attribute in lists),
+        lora_modules=tuple(n.removesuffix(".lora_A.default.weight") for n in adapted),
+    )
+
+
+def _config(path: str) -> tuple[str, dict[str, Any]] | None:
+    file = Path(path) / "transformer" / "config.json"
+    if file.is_file():
+        values = json.loads(file.read_text(encoding="utf-8"))
+        return values["_class_name"], values
+    return ARCHITECTURES.get(path)

@@ -1,0 +1,152 @@
+"""What every family shares: loading a diffusers pipeline, encoded prompts, precision, tuning."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+from torch import Tensor, nn
+
+from flow_trainer.config import Model
+from flow_trainer.errors import ConfigError
+from flow_trainer.models import Conditioning
+from flow_trainer.models.prompt_cache import PromptCache
+from flow_trainer.models.tuning import Tuning, as_float32
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """What differs between families. `pipeline` below is an instance of `pipeline_class`."""
+
+    pipeline_class: Any
+    text_encoders: tuple[str, ...]
+    """Components that are freed once all prompts are encoded."""
+    lora_targets: list[str]
+    latent_channels: Callable[[Any], int]
+    """Of the transformer's config."""
+    classifier_free: bool
+    """model.guidance > 1 needs a second forward with the empty prompt."""
+    load_options: Callable[[Model], dict[str, Any]]
+    sigmas: Callable[[Any, int, int], Tensor]
+    """(scheduler config, num_steps, image tokens) to the schedule."""
+    encode: Callable[[Any, Model, list[str], torch.device], Conditioning]
+    """(pipeline, config, prompts, device) to their conditioning."""
+    velocity: Callable[[Any, Model, Tensor, Tensor, Conditioning, Conditioning | None], Tensor]
+    """(transformer, config, x, sigma, conditioning, that of the empty prompt) to v, float32."""
+    unscale: Callable[[Any, Tensor], Tensor]
+    """(VAE, x_0 float32) to what the VAE decodes."""
+
+
+class DiffusersPolicy:
+    """See `flow_trainer.models.Policy`."""
+
+    def __init__(
+        self, family: Family, config: Model, device: torch.device, *, with_reference: bool
+    ) -> None:
+        self.device = device
+        self._family = family
+        self._config = config
+        self._dtype = _dtype(config, device)
+        self._pipeline: Any = _load_pipeline(family, config, self._dtype).to(device)
+        # The VAE is float32: half precision visibly changes what the reward sees.
+        self._vae: Any = as_float32(self._pipeline.vae).requires_grad_(False).eval()
+        factor = self._pipeline.vae_scale_factor
+        if config.height % (2 * factor) or config.width % (2 * factor):
+            raise ConfigError(
+                f"model.height x model.width = {config.height}x{config.width} must be multiples of "
+                f"{2 * factor} for this checkpoint (VAE factor {factor}, patch size 2)"
+            )
+        transformer = self._pipeline.transformer
+        channels = family.latent_channels(transformer.config)
+        self.latent_shape = (channels, config.height // factor, config.width // factor)
+        self._tuning = Tuning(
+            transformer, config, family.lora_targets, with_reference=with_reference
+        )
+        self._prompts = PromptCache(self._encode, config.prompt_cache_gb)
+
+    def sigmas(self, num_steps: int) -> Tensor:
+        _, height, width = self.latent_shape
+        return self._family.sigmas(
+            self._pipeline.scheduler.config, num_steps, (height // 2) * (width // 2)
+        )
+
+    def prepare_prompts(self, prompts: list[str]) -> bool:
+        if not self._prompts.fill([*prompts, ""] if self._has_null else prompts):
+            return False
+        for name in self._family.text_encoders:
+            setattr(self._pipeline, name, None)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return True
+
+    def encode(self, prompts: list[str]) -> Conditioning:
+        return self._prompts.get(prompts).to(self.device)
+
+    @torch.no_grad()
+    def _encode(self, prompts: list[str]) -> Conditioning:
+        if getattr(self._pipeline, self._family.text_encoders[0]) is None:
+            raise RuntimeError(f"text encoders are released and {prompts[0]!r} is not cached")
+        return self._family.encode(self._pipeline, self._config, prompts, self.device)
+
+    @property
+    def _has_null(self) -> bool:
+        return self._family.classifier_free and self._config.guidance > 1
+
+    def velocity(self, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
+        null = None
+        if self._has_null:
+            null = self.encode([""]).to(self._dtype).repeat(len(x))
+        with torch.autocast(self.device.type, self._dtype, enabled=self._dtype != torch.float32):
+            return self._family.velocity(
+                self._tuning.transformer,
+                self._config,
+                x.to(self._dtype),
+                sigma.to(self.device),
+                conditioning.to(self._dtype),
+                null,
+            )
+
+    @torch.no_grad()
+    def decode(self, x_0: Tensor) -> Tensor:
+        z = self._family.unscale(self._vae, x_0.float())
+        pixels = self._vae.decode(z, return_dict=False)[0]
+        if pixels.ndim == 5:
+            pixels = pixels[:, :, 0]  # a video VAE: one frame
+        pixels = (pixels * 127.5 + 127.5).round().clamp(0, 255)
+        return pixels.to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu()
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        return self._tuning.trainable
+
+    def reference(self) -> AbstractContextManager[None]:
+        return self._tuning.reference()
+
+    def save(self, folder: Path) -> None:
+        self._tuning.save(folder, self._family.pipeline_class)
+
+
+def _load_pipeline(family: Family, config: Model, dtype: torch.dtype) -> Any:
+    # our own progress is enough
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+    name = family.pipeline_class.__name__
+    try:
+        return family.pipeline_class.from_pretrained(
+            config.path, revision=config.revision, dtype=dtype, **family.load_options(config)
+        )
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"model.path = {config.path!r} does not load as a {name}: {error}\n"
+            "A folder must hold model_index.json; a hub id may need `hf auth login` and its "
+            "licence accepted; an SD3 checkpoint without T5 needs model.max_sequence_length = 0."
+        ) from error
+
+
+def _dtype(config: Model, device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "cpu" else getattr(torch, config.dtype)

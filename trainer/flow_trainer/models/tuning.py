@@ -1,0 +1,142 @@
+"""What is trained of a transformer: a LoRA adapter or all of its weights; and the frozen reference."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, set_peft_model_state_dict
+from peft.utils import get_peft_model_state_dict
+from safetensors.torch import load_file
+from torch import nn
+
+from flow_trainer.config import Model
+from flow_trainer.errors import ConfigError
+
+PEFT_FILES = ("adapter_config.json", "adapter_model.safetensors")
+OWN_FILE = "pytorch_lora_weights.safetensors"
+PEFT_PREFIX = "base_model.model."
+
+
+class Tuning:
+    def __init__(
+        self, transformer: Any, config: Model, lora_targets: list[str], *, with_reference: bool
+    ) -> None:
+        self.transformer: Any = transformer.requires_grad_(False).eval()
+        self._lora = config.tuning == "lora"
+        self._reference: Any = None
+        if config.gradient_checkpointing:
+            transformer.enable_gradient_checkpointing()
+        if self._lora:
+            _add_adapter(transformer, config, lora_targets)
+        else:
+            if with_reference:
+                self._reference = copy.deepcopy(transformer)
+            as_float32(transformer).requires_grad_(True)
+        self.trainable: dict[str, nn.Parameter] = {
+            name: parameter
+            for name, parameter in transformer.named_parameters()
+            if parameter.requires_grad
+        }
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        """Inside, the transformer is the model without its adapter, or before full fine-tuning."""
+        if self._lora:
+            self.transformer.disable_adapters()
+            try:
+                yield
+            finally:
+                self.transformer.enable_adapters()
+            return
+        if self._reference is None:
+            raise RuntimeError("load the policy with with_reference=True to use a KL term")
+        trained, self.transformer = self.transformer, self._reference
+        try:
+            yield
+        finally:
+            self.transformer = trained
+
+    def save(self, folder: Path, pipeline_class: Any) -> None:
+        if not self._lora:
+            self.transformer.save_pretrained(folder / "transformer")
+            return
+        name, config = next(iter(self.transformer.peft_config.items()))
+        pipeline_class.save_lora_weights(
+            folder,
+            transformer_lora_layers=dict(
+                get_peft_model_state_dict(self.transformer, adapter_name=name)
+            ),
+            # without it the loader assumes alpha = rank and scales the adapter wrongly
+            transformer_lora_adapter_metadata=config.to_dict(),
+        )
+
+
+def as_float32(module: Any) -> Any:
+    """The module with float32 weights; untouched when it has them already, because diffusers warns
+    of every cast."""
+    return module if module.dtype == torch.float32 else module.to(torch.float32)
+
+
+def _add_adapter(transformer: Any, config: Model, targets: list[str]) -> None:
+    if config.adapter is None:
+        transformer.add_adapter(
+            LoraConfig(
+                r=config.lora_rank,
+                lora_alpha=config.lora_alpha,
+                init_lora_weights="gaussian",
+                target_modules=targets,
+            )
+        )
+    else:
+        _load_adapter(transformer, config.adapter)
+    for name, parameter in transformer.named_parameters():
+        if ".lora_" in name:
+            parameter.data = parameter.data.float()
+            parameter.requires_grad_(True)
+
+
+def _load_adapter(transformer: Any, source: str) -> None:
+    """Loads a peft folder (as published by Flow-GRPO) or what `Tuning.save` wrote."""
+    folder = _adapter_folder(source)
+    if (folder / PEFT_FILES[0]).exists():
+        lora: Any = LoraConfig.from_pretrained(str(folder))
+        lora.lora_dropout = 0.0
+        transformer.add_adapter(lora)
+        state = {
+            name.removeprefix(PEFT_PREFIX): value
+            for name, value in load_file(folder / PEFT_FILES[1]).items()
+        }
+        odd = set_peft_model_state_dict(transformer, state)
+        wrong = [*odd.unexpected_keys, *(name for name in odd.missing_keys if ".lora_" in name)]
+        if wrong:
+            raise ConfigError(
+                f"model.adapter = {source!r} does not fit this model: {len(wrong)} names differ, "
+                f"e.g. {wrong[0]}"
+            )
+    elif (folder / OWN_FILE).exists():
+        transformer.load_lora_adapter(
+            folder, prefix="transformer", weight_name=OWN_FILE, use_safetensors=True
+        )
+    else:
+        raise ConfigError(
+            f"model.adapter = {source!r} holds neither {PEFT_FILES[0]} nor {OWN_FILE}"
+        )
+
+
+def _adapter_folder(source: str) -> Path:
+    if Path(source).is_dir():
+        return Path(source)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(source, allow_patterns=["*.json", "*.safetensors"]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise ConfigError(
+            f"model.adapter = {source!r} is neither a folder nor a hub repository: {error}"
+        ) from error
