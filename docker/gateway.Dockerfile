@@ -15,4 +15,4 @@ EXPOSE 8100-8110 9100-9110 8404
 # The soft stop: calls under way are finished.
 STOPSIGNAL SIGUSR1
 HEALTHCHECK --interval=5s --timeout=3s --start-period=10s CMD ["bash", "-c", "</dev/tcp/127.0.0.1/8100"]
-CMD ["haproxy", "-db", "-q", "-f", "/etc/haproxy/haproxy.cfg"]
+CMD ["haproxy", "-db", "-f", "/etc/haproxy/haproxy.cfg"]

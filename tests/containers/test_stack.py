@@ -32,8 +32,8 @@ def running(stack: Stack) -> Iterator[None]:
     stack.down()
 
 
-def value(url: str, **options: str) -> float:
-    with RewardClient(url, timeout_s=60, **options) as client:
+def value(url: str, token: str | None = None) -> float:
+    with RewardClient(url, timeout_s=60, token=token) as client:
         return client.score([SIGN.read_bytes()], [PROMPT]).values[0]
 
 
@@ -131,7 +131,7 @@ def test_a_stopped_replica_drains(stack: Stack) -> None:
     ]
     victim, _ = stack.containers("ocr")
     wait_for_items(stack, victim)
-    stack.docker("stop", "--time", "45", victim)
+    stack.docker("stop", "-t", "45", victim)
     assert stack.inspect(victim)["State"]["ExitCode"] == 0
     for load in loads:
         assert finish(load) > 0
@@ -197,7 +197,7 @@ def test_the_trainer_trains_against_the_network(stack: Stack) -> None:
     url = ("--set", "rewards.ocr.url=grpc+dns://ocr:9000")
     recipe = ("train", "recipes/tiny_sd3_ocr.toml", "--out", "runs/test", *settings, *url)
     run = stack.compose("run", "--rm", "-T", "trainer", *recipe)
-    summary = json.loads(run.stdout[run.stdout.index("\n{") :])
+    summary = json.loads(run.stdout[run.stdout.index("{") :])
     assert summary["epochs"] == 3
     kept = ("run", "--rm", "-T", "--no-deps", "--entrypoint", "ls", "trainer", "runs/test")
     assert {"metrics.jsonl", "summary.json"} <= set(stack.compose(*kept).stdout.split())
