@@ -46,7 +46,7 @@ class RunLog:
         self._wandb = _wandb(run, recipe)
         self.console = Console(stderr=True, highlight=False)
         self._progress = _progress(self.console)
-        self._task = self._progress.add_task("train", total=recipe.epochs, note="")
+        self._task = self._progress.add_task("train", total=recipe.epochs, note="", phase="")
         self._started = time.perf_counter()
 
     def offsets(self) -> dict[str, int]:
@@ -94,6 +94,12 @@ class RunLog:
             self._progress.update(self._task, completed=epoch)
             self._progress.start()
 
+    def phase(self, text: str) -> None:
+        """What is going on within an epoch, on a terminal: epochs of large models take minutes."""
+        if self.console.is_terminal:
+            self._progress.update(self._task, phase=text)
+            self._progress.start()
+
     def advance(self, epoch: int, total: int, note: str) -> None:
         """Epoch `epoch` (1-based) of `total` is done."""
         self._progress.update(self._task, completed=epoch, note=note)
@@ -126,6 +132,7 @@ def _progress(console: Console) -> Progress:
         TimeElapsedColumn(),
         TextColumn("eta"),
         TimeRemainingColumn(),
+        TextColumn("[dim]{task.fields[phase]}"),
         console=console,
     )
 

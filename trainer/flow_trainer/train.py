@@ -69,11 +69,13 @@ def _epochs(run: Run) -> None:
         sampled = time.perf_counter()
         conditioning = run.policy.encode([prompt.text for prompt in prompts])
         v_ref = reference_velocities(run.policy, recipe, epoch, samples, conditioning)
+        run.log.phase("waiting for rewards")
         scores = run.scorer.collect(hold=lambda down: _hold(run, down))
         advantages = epoch_advantages(
             recipe, {name: r.values for name, r in scores.rewards.items()}, scores.valid
         )
         # TRAINING: replay the stochastic steps with gradients
+        run.log.phase("updating")
         trained = time.perf_counter()
         stats = _update(run, epoch, samples, conditioning, advantages, v_ref)
         ended = time.perf_counter()
@@ -146,6 +148,7 @@ def _sample(
             raise Interrupted(f"stopped in epoch {epoch + 1}; saved before it")
         images.append(batch)
         run.scorer.submit(rows, batch, [prompts[row // group] for row in rows])
+        run.log.phase(f"sampling {rows.stop}/{len(prompts) * group}")
 
     try:
         with run.sampling():
@@ -174,6 +177,7 @@ def _hold(run: Run, down: list[str]) -> Callable[[], None]:
 def _validate(run: Run, epoch: int) -> None:
     if "validation" not in run.prompts:
         return
+    run.log.phase("validating")
     with run.averaged():
         result = evaluate(
             run.policy,
@@ -196,6 +200,7 @@ def _heldout(run: Run, name: str) -> Evaluation | None:
     resumed run has done it already."""
     if "heldout" not in run.prompts or (name == "before" and run.progress.epoch > 0):
         return None
+    run.log.phase("evaluating held-out prompts")
     result = evaluate(
         run.policy,
         run.scorer,
