@@ -11,5 +11,4 @@ pip install "setuptools<81" wheel
 export MMCV_WITH_OPS=1 FORCE_CUDA
 PATH=/opt/flow-rewards/bin:$PATH pip install --no-deps --no-build-isolation --no-binary mmcv \
   "mmcv==$MMCV_VERSION"
-pip uninstall --yes setuptools wheel
 /opt/flow-rewards/bin/python -c "from mmcv.ops import MultiScaleDeformableAttention"

@@ -13,6 +13,16 @@ from compose_stack import Stack
 if "TEST_CONTAINERS" not in os.environ:
     collect_ignore_glob = ["test_*.py"]
 
+_images: dict[str, tuple[float, float]] = {}
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The figures of docker/README.md."""
+    for name, (seconds, size) in _images.items():
+        terminalreporter.write_line(
+            f"image {name}: built in {seconds:.0f} s, {size:.0f} MB above its base image"
+        )
+
 
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
@@ -21,6 +31,12 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     stack.down()  # of a run that was killed
     try:
         yield stack
+        _images.update(
+            {
+                name: (seconds, stack.mb_above_base(name))
+                for name, seconds in stack.build_seconds.items()
+            }
+        )
     finally:
         stack.down()
 

@@ -19,9 +19,8 @@ from reward_api.errors import AuthenticationFailed
 
 SIGN = ROOT / "docs" / "sign.png"
 PROMPT = 'a sign that says "OPEN"'
-MIB = 1024 * 1024
-# The base image here is a stand-in with wheels in it; python:3.11-slim-bookworm has about 130 MB.
-BASE_MIB = 130
+# What python:3.11-slim-bookworm has, about.
+BASE_MB = 130
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -44,11 +43,6 @@ def finish(load: subprocess.Popen[str]) -> int:
     return json.loads(output.splitlines()[-1])["items"]
 
 
-def size_above_base_mib(stack: Stack, image: str) -> float:
-    base = stack.inspect("python:3.11-slim-bookworm")["Size"]
-    return (stack.inspect(image)["Size"] - base) / MIB
-
-
 def test_plain_up_starts_what_needs_no_gpu_and_no_downloads(stack: Stack) -> None:
     services = stack.compose("ps", "--services").stdout.split()
     assert sorted(services) == ["gateway", "jpeg", "ocr"]
@@ -58,7 +52,7 @@ def test_plain_up_starts_what_needs_no_gpu_and_no_downloads(stack: Stack) -> Non
 
 
 def test_the_ocr_image_is_small_and_holds_what_it_needs(stack: Stack) -> None:
-    assert size_above_base_mib(stack, "flow-rewards/ocr") + BASE_MIB < 700
+    assert stack.mb_above_base("ocr") + BASE_MB < 700
     (container,) = stack.containers("ocr")
     find = "from importlib.util import find_spec; \
 print([name for name in ('torch', 'flow_trainer', 'pip') if find_spec(name)])"
@@ -161,7 +155,7 @@ def test_with_a_token_strangers_are_refused(
 
 def test_pickscore_scores_in_a_torch_image(stack: Stack, tiny_weights: Path) -> None:
     stack.build("pickscore")
-    assert size_above_base_mib(stack, "flow-rewards/pickscore") + BASE_MIB < 1700
+    assert stack.mb_above_base("pickscore") + BASE_MB < 1700
     stack.up("pickscore", files=(*BASE, CI))
     assert np.isfinite(value("http://127.0.0.1:8104"))
     assert value("grpc://127.0.0.1:9104") == pytest.approx(value("http://127.0.0.1:8104"))
@@ -176,6 +170,7 @@ def test_geneval_scores_on_a_cpu(stack: Stack, tiny_weights: Path) -> None:
         batch = client.score([SIGN.read_bytes()], ["a bench"], [metadata])
     assert batch.valid.all()
     assert batch.values[0] <= 1.0
+    assert stack.mb_above_base("geneval") + BASE_MB < 1700
     stack.compose("rm", "--stop", "--force", "geneval", files=(*BASE, CI))
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ _BUILD_TIMEOUT_S, _TIMEOUT_S = 1500, 400
 class Stack:
     folder: Path
     variables: dict[str, str] = field(default_factory=dict)
+    build_seconds: dict[str, float] = field(default_factory=dict)
+    """The first build of each image; a few seconds when its layers were there already."""
 
     def __post_init__(self) -> None:
         self.variables |= {"TEST_MODELS": str(self.folder), "COMPOSE_PROJECT_NAME": PROJECT}
@@ -46,7 +49,9 @@ class Stack:
     def build(self, *services: str, files: tuple[str, ...] = BASE) -> None:
         """One image at a time: CI has two cores."""
         for service in services:
+            start = time.monotonic()
             self.compose("build", service, files=files, timeout=_BUILD_TIMEOUT_S)
+            self.build_seconds.setdefault(service, time.monotonic() - start)
 
     def up(self, *services: str, files: tuple[str, ...] = BASE) -> None:
         wait = ("--detach", "--wait", "--wait-timeout", "300", "--no-build")
@@ -54,9 +59,7 @@ class Stack:
 
     def containers(self, service: str) -> list[str]:
         """Ids of the running replicas."""
-        found = self.compose("ps", "--quiet", "--status", "running", service, "gateway").stdout
-        mine = f"label=com.docker.compose.service={service}"
-        return [i for i in found.split() if self.docker("ps", "-q", "-f", f"id={i}", "-f", mine)]
+        return self.compose("ps", "--quiet", "--status", "running", service).stdout.split()
 
     def inspect(self, thing: str) -> dict[str, Any]:
         return json.loads(self.docker("inspect", thing))[0]
@@ -70,6 +73,12 @@ class Stack:
 
     def start_load_here(self, url: str, seconds: float) -> subprocess.Popen[str]:
         return self._start([sys.executable, str(_LOAD), url, str(seconds)])
+
+    def mb_above_base(self, service: str) -> float:
+        """Size of an image's own layers: the base image of CI is a stand-in with wheels in it."""
+        base = "debian:bookworm-slim" if service == "gateway" else "python:3.11-slim-bookworm"
+        image = self.inspect(f"flow-rewards/{service}")
+        return (image["Size"] - self.inspect(base)["Size"]) / 1e6
 
     def weights(self) -> Path:
         """Writes tiny random checkpoints, in a process of its own: torch is not needed otherwise."""
