@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -14,9 +14,21 @@ from flow_trainer.models import Policy
 from flow_trainer.noise import evaluation_noise, sample_noise
 from flow_trainer.prompts import Prompt
 from flow_trainer.trajectory import Trajectories
+from flow_trainer.world import ALONE, Turn, World
 
 OnImages = Callable[[range, Tensor], None]
 """Called with the rows of a decoded micro-batch and its images (b, H, W, 3) uint8."""
+
+
+def shares(recipe: Recipe, count: int | None = None) -> Iterator[list[range]]:
+    """The micro-batches of each update's share of an epoch, or of its first `count` samples.
+
+    An update takes whole groups in sampling order. Rollout and replay are cut alike, because a
+    sample's log-probability depends, by rounding, on the batch it is computed in."""
+    count = recipe.images_per_epoch if count is None else count
+    for share in micro_batches(count, recipe.images_per_epoch // recipe.update.updates_per_epoch):
+        batches = micro_batches(len(share), recipe.sampling.micro_batch)
+        yield [range(share.start + b.start, share.start + b.stop) for b in batches]
 
 
 def transition(recipe: Recipe, sigmas: Tensor, steps: Tensor, x: Tensor, v: Tensor) -> Transition:
@@ -38,20 +50,28 @@ def rollout(
     prompts: Sequence[Prompt],
     indices: Sequence[int],
     on_images: OnImages,
+    world: World = ALONE,
+    before_turn: Callable[[], None] = lambda: None,
 ) -> Trajectories:
-    """Samples `group_size` images for each prompt with the epoch's stochastic window.
+    """Samples `group_size` images for each prompt with the epoch's stochastic window; of several
+    ranks, each its own micro-batches.
 
     `indices` are the prompts' positions in the prompt file: noise is keyed by (seed, epoch, index,
     member), so results do not depend on how the epoch is split into micro-batches. `on_images` gets
-    every micro-batch as soon as it is decoded.
+    every micro-batch as soon as it is decoded. `before_turn` is called equally often on every rank.
     """
     sampling = recipe.sampling
     sigmas = policy.sigmas(sampling.num_steps).to(policy.device)
     window = recipe.window(epoch)
     members = [(index, g) for index in indices for g in range(sampling.group_size)]
     conditioning = policy.encode([prompt.text for prompt in prompts]).repeat(sampling.group_size)
+    done: list[int] = []
     finished, latents, log_probs, means = [], [], [], []
-    for rows in micro_batches(len(members), sampling.micro_batch):
+    for turn in _turns(world, shares(recipe, len(members))):
+        before_turn()
+        rows = turn.rows
+        if not rows:
+            continue
         initial, noise = sample_noise(
             recipe.seed,
             epoch,
@@ -76,7 +96,10 @@ def rollout(
                 centres.append(step.mean)
             else:
                 x = euler(x, v, sigmas[i], sigmas[i + 1])
+        if not turn.counts:
+            continue
         _check_finite(x, rows, epoch)
+        done += rows
         finished.append(x)
         latents.append(_stack(kept, x))
         log_probs.append(_stack(densities, x))
@@ -84,14 +107,20 @@ def rollout(
             means.append(_stack(centres, x))
         on_images(rows, decode(policy, x, sampling.decode_batch))
     return Trajectories(
+        done,
         window,
         sigmas,
-        members,
+        [members[row] for row in done],
         x_0=torch.cat(finished),
         latents=torch.cat(latents),
         log_probs=torch.cat(log_probs),
         means=torch.cat(means) if means else None,
     )
+
+
+def _turns(world: World, shares: Iterable[list[range]]) -> Iterator[Turn]:
+    for batches in shares:
+        yield from world.turns(batches)
 
 
 @torch.no_grad()
@@ -102,19 +131,26 @@ def generate(
     num_steps: int,
     images_per_prompt: int,
     on_images: OnImages,
+    world: World = ALONE,
 ) -> None:
-    """ODE (Euler) sampling for evaluation: the same noise at every call, whatever the epoch."""
+    """ODE (Euler) sampling for evaluation: the same noise at every call, whatever the epoch; of
+    several ranks, each its own micro-batches."""
     sigmas = policy.sigmas(num_steps).to(policy.device)
     members = [(p, g) for p in range(len(prompts)) for g in range(images_per_prompt)]
     conditioning = policy.encode([prompt.text for prompt in prompts]).repeat(images_per_prompt)
-    for rows in micro_batches(len(members), recipe.sampling.micro_batch):
+    batches = list(micro_batches(len(members), recipe.sampling.micro_batch))
+    for turn in world.turns(batches):
+        rows = turn.rows
+        if not rows:
+            continue
         keys = [members[row] for row in rows]
         x = evaluation_noise(recipe.seed, keys, policy.latent_shape).to(policy.device)
         batch = conditioning[rows.start : rows.stop]
         for i in range(num_steps):
             steps = torch.full((len(rows),), i, device=policy.device)
             x = euler(x, policy.velocity(x, sigmas[steps], batch), sigmas[i], sigmas[i + 1])
-        on_images(rows, decode(policy, x, recipe.sampling.decode_batch))
+        if turn.counts:
+            on_images(rows, decode(policy, x, recipe.sampling.decode_batch))
 
 
 def decode(policy: Policy, x_0: Tensor, batch: int) -> Tensor:
