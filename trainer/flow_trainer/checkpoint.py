@@ -6,6 +6,7 @@
         weights.safetensors          trained parameters, float32
         ema.safetensors              their moving average (when EMA is on)
         old.safetensors              the policy that samples (nft and awm)
+        sampler.safetensors          what drew the next epoch already (scoring.overlap = "epoch")
         optimizer.safetensors        AdamW's moments
         state.json                   counters, best score, metrics offset
         adapter/                     EMA weights as diffusers loads them
@@ -111,8 +112,8 @@ class Checkpoints:
             file = folder / f"{name}.safetensors"
             if not file.exists():
                 raise ConfigError(
-                    f"{folder} has no {file.name}; it was made with another update.objective or "
-                    "with ema.enabled = false"
+                    f"{folder} has no {file.name}; it was made with another update.objective, "
+                    "ema.enabled or scoring.overlap"
                 )
             average.load_state_dict(load_file(file))
         return Progress(**json.loads((folder / "state.json").read_text()))

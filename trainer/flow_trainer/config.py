@@ -141,6 +141,10 @@ class Scoring(Section):
     outage_wait_s: float = Field(default=3600.0, ge=0)
     """How long to hold an epoch in which a reward scored nothing because it was unreachable."""
     encoding: Literal["raw", "png", "jpeg"] = "raw"
+    overlap: Literal["sampling", "updates", "epoch"] = "sampling"
+    """What goes on while rewards score. sampling: the rest of the epoch's sampling. updates: also the
+    updates, each of which waits for its own share's scores only; same result. epoch: also the next
+    epoch's sampling, whose samples are then one update old when they are trained on."""
 
 
 class Advantage(Section):
@@ -261,6 +265,11 @@ class Recipe(Section):
     @property
     def images_per_epoch(self) -> int:
         return self.sampling.prompts_per_epoch * self.sampling.group_size
+
+    @property
+    def share(self) -> int:
+        """Images per optimizer step: whole groups, in sampling order."""
+        return self.images_per_epoch // self.update.updates_per_epoch
 
     @property
     def num_updates(self) -> int:

@@ -12,7 +12,7 @@ from flow_trainer.config import Recipe
 from flow_trainer.models import Policy
 from flow_trainer.prompts import Prompt
 from flow_trainer.rollout import generate
-from flow_trainer.scoring import Scorer, Scores
+from flow_trainer.scoring import Job, Scorer, Scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +46,12 @@ def evaluate(
 ) -> Evaluation:
     """Scores `images_per_prompt` images of each prompt with the weights the policy has now."""
     images: list[torch.Tensor] = []
+    jobs: list[Job] = []
     expanded = [prompt for prompt in prompts for _ in range(images_per_prompt)]
 
     def on_images(rows: range, batch: torch.Tensor) -> None:
         images.append(batch)
-        scorer.submit(rows, batch, expanded[rows.start : rows.stop])
+        jobs.append(scorer.submit(rows, batch, expanded[rows.start : rows.stop]))
 
     generate(
         policy,
@@ -60,8 +61,10 @@ def evaluate(
         images_per_prompt,
         on_images,
     )
+    scores = scorer.collect(jobs)
+    scores.require_one()
     return Evaluation(
-        scores=scorer.collect(),
+        scores=scores,
         images=torch.cat(images).numpy(),
         prompts=[prompt.text for prompt in expanded],
     )

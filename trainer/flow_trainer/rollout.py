@@ -51,7 +51,7 @@ def rollout(
     members = [(index, g) for index in indices for g in range(sampling.group_size)]
     conditioning = policy.encode([prompt.text for prompt in prompts]).repeat(sampling.group_size)
     finished, latents, log_probs, means = [], [], [], []
-    for rows in micro_batches(len(members), sampling.micro_batch):
+    for rows in micro_batches(len(members), sampling.micro_batch, recipe.share):
         initial, noise = sample_noise(
             recipe.seed,
             epoch,
@@ -127,9 +127,13 @@ def _stack(steps: list[Tensor], like: Tensor) -> Tensor:
     return torch.stack(steps, 1) if steps else like.new_empty(len(like), 0)
 
 
-def micro_batches(count: int, size: int) -> Iterator[range]:
-    for start in range(0, count, size):
-        yield range(start, min(start + size, count))
+def micro_batches(count: int, size: int, share: int | None = None) -> Iterator[range]:
+    """`count` rows in ranges of at most `size`, none of which crosses a multiple of `share`."""
+    share = share or count
+    for first in range(0, count, share):
+        last = min(first + share, count)
+        for start in range(first, last, size):
+            yield range(start, min(start + size, last))
 
 
 def _check_finite(x: Tensor, rows: range, epoch: int) -> None:

@@ -29,6 +29,8 @@ class Run:
     ema: Ema | None
     old: Ema | None
     """The policy that samples, where that is not the trained one (nft, awm)."""
+    sampler: Ema | None
+    """What drew the epoch that is next, where that is one update older (scoring.overlap = epoch)."""
     scorer: Scorer
     checkpoints: Checkpoints
     log: RunLog
@@ -46,7 +48,7 @@ class Run:
 
     def save(self) -> None:
         self.progress.log_offsets = self.log.offsets()
-        averages = _averages(self.ema, self.old)
+        averages = _averages(self.ema, self.old, self.sampler)
         self.checkpoints.save(self.policy, self.optimizer, averages, self.progress)
 
 
@@ -74,14 +76,17 @@ def open_run(recipe: Recipe, folder: Path, *, resume: bool) -> Run:
         eps=u.adam_eps,
         weight_decay=u.weight_decay,
     )
-    ema = old = None
+    ema = old = sampler = None
     if recipe.ema.enabled:
         ema = Ema(parameters, ema_rule(recipe.ema.decay, recipe.ema.interval))
     if u.forward_process:
         f = recipe.forward
         old = Ema(parameters, old_policy_rule(f.old_start, f.old_rate, f.old_max))
+    if recipe.scoring.overlap == "epoch":
+        sampler = Ema(parameters, lambda k: 0.0)
     checkpoints = Checkpoints(folder, recipe.checkpoints.keep)
-    progress = checkpoints.resume(policy, optimizer, _averages(ema, old)) if resume else None
+    averages = _averages(ema, old, sampler)
+    progress = checkpoints.resume(policy, optimizer, averages) if resume else None
     log = RunLog(folder, recipe, offsets=progress.log_offsets if progress else None)
     save_resolved(recipe, folder / "recipe.json")
     if progress is not None:
@@ -93,6 +98,7 @@ def open_run(recipe: Recipe, folder: Path, *, resume: bool) -> Run:
         optimizer,
         ema,
         old,
+        sampler,
         scorer,
         checkpoints,
         log,
@@ -103,9 +109,10 @@ def open_run(recipe: Recipe, folder: Path, *, resume: bool) -> Run:
     return run
 
 
-def _averages(ema: Ema | None, old: Ema | None) -> dict[str, Ema]:
+def _averages(ema: Ema | None, old: Ema | None, sampler: Ema | None) -> dict[str, Ema]:
     """What a checkpoint holds beside the weights, by file name."""
-    return {name: average for name, average in (("ema", ema), ("old", old)) if average is not None}
+    named = {"ema": ema, "old": old, "sampler": sampler}
+    return {name: average for name, average in named.items() if average is not None}
 
 
 def _watch_revisions(run: Run) -> None:

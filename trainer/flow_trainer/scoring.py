@@ -1,7 +1,7 @@
 """The only place where the trainer knows that rewards exist.
 
 Images go to every reward as soon as a micro-batch is decoded (`submit`), from a thread with its own
-event loop, while sampling goes on; `collect` waits for what is still missing and measures the wait.
+event loop, while other work goes on; `collect` waits for what is still missing and measures the wait.
 A sample that fails or comes late is masked. Nothing is ever scored 0 because a server died.
 """
 
@@ -61,6 +61,12 @@ class Scores:
                     means[f"{name}.{sub}"] = float(np.asarray(values)[batch.valid].mean())
         return means
 
+    def require_one(self) -> None:
+        """Raises ScoringError when no sample has a score."""
+        if not self.valid.any():
+            first = next(e for batch in self.rewards.values() for e in batch.errors.values())
+            raise ScoringError(f"none of {len(self.valid)} samples has a score, e.g. {first}")
+
     def failures(self) -> dict[str, int]:
         """How many samples failed, by reward and reason."""
         counts: dict[str, int] = {}
@@ -82,7 +88,9 @@ class Scores:
 
 
 @dataclass(slots=True)
-class _Job:
+class Job:
+    """A micro-batch on its way to the rewards."""
+
     rows: range
     images: np.ndarray
     prompts: list[str]
@@ -109,35 +117,33 @@ class Scorer:
         }
         weights = {name: reward.weight for name, reward in rewards.items()}
         self._suite = AsyncRewardSuite(self._clients, weights, on_error="nan")
-        self._jobs: list[_Job] = []
 
-    def submit(self, rows: range, images: Tensor, prompts: Sequence[Prompt]) -> None:
+    def submit(self, rows: range, images: Tensor, prompts: Sequence[Prompt]) -> Job:
         """Starts scoring images (b, H, W, 3) uint8; `prompts` has one entry per image."""
         texts = [prompt.text for prompt in prompts]
         metadata = [dict(prompt.metadata) for prompt in prompts]
         array = images.numpy()
-        self._jobs.append(_Job(rows, array, texts, metadata, self._spawn(array, texts, metadata)))
+        return Job(rows, array, texts, metadata, self._spawn(array, texts, metadata))
 
-    def collect(self, hold: Callable[[list[str]], Callable[[], None]] | None = None) -> Scores:
-        """Waits for everything submitted since the last call.
+    def collect(
+        self,
+        jobs: Sequence[Job],
+        hold: Callable[[list[str]], Callable[[], None]] | None = None,
+    ) -> Scores:
+        """Waits for the scores of `jobs`, in their order.
 
         When a reward is down altogether, calls `hold` with the names (the run saves itself there;
         what it returns is called every few seconds and may raise to leave), waits until all rewards
-        are ready again and scores once more. Raises OutageError after `scoring.outage_wait_s`, and
-        ScoringError when no sample has a score for another reason.
+        are ready again and scores once more. Raises OutageError after `scoring.outage_wait_s`.
         """
         started = time.perf_counter()
-        jobs, self._jobs = self._jobs, []
-        scores = _join(jobs)
+        scores = join_scores([job.result.result() for job in jobs])
         while down := scores.unreachable():
             still_wanted = hold(down) if hold is not None else None
             self.wait_ready(self._config.outage_wait_s, still_wanted)
             for job in jobs:
                 job.result = self._spawn(job.images, job.prompts, job.metadata)
-            scores = _join(jobs)
-        if not scores.valid.any():
-            first = next(e for batch in scores.rewards.values() for e in batch.errors.values())
-            raise ScoringError(f"none of {len(scores.valid)} samples has a score, e.g. {first}")
+            scores = join_scores([job.result.result() for job in jobs])
         scores.wait_s = time.perf_counter() - started
         return scores
 
@@ -180,15 +186,15 @@ class Scorer:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
 
-def _join(jobs: Sequence[_Job]) -> Scores:
-    results = [job.result.result() for job in jobs]
+def join_scores(parts: Sequence[Scores | SuiteScores]) -> Scores:
+    """One after the other; the waits add up."""
     return Scores(
-        values=np.concatenate([result.values for result in results]),
-        valid=np.concatenate([result.valid for result in results]),
+        values=np.concatenate([part.values for part in parts]),
+        valid=np.concatenate([part.valid for part in parts]),
         rewards={
-            name: _join_batches([result.rewards[name] for result in results])
-            for name in results[0].rewards
+            name: _join_batches([part.rewards[name] for part in parts]) for name in parts[0].rewards
         },
+        wait_s=sum(part.wait_s for part in parts if isinstance(part, Scores)),
     )
 
 

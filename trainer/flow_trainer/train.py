@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,20 +16,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from flow_trainer.advantages import Advantages, epoch_advantages
+from flow_trainer.advantages import Advantages
 from flow_trainer.audit import audit_rows
 from flow_trainer.config import Recipe
 from flow_trainer.errors import Interrupted
 from flow_trainer.evaluate import Evaluation, evaluate
-from flow_trainer.models import Conditioning
-from flow_trainer.prompts import Prompt, epoch_prompts
+from flow_trainer.feedback import Feedback
 from flow_trainer.ratio import check_ratio, ratio_tolerance
-from flow_trainer.rollout import rollout
 from flow_trainer.run import Run, open_run
 from flow_trainer.runlog import image_grid
+from flow_trainer.sampling import Batch, sample, sample_again
 from flow_trainer.scoring import Scores
-from flow_trainer.trajectory import Trajectories
-from flow_trainer.update import UpdateStats, reference_velocities, update_policy
+from flow_trainer.update import UpdateStats, update_policy
 from flow_trainer.update_nft import update_nft
 
 
@@ -57,59 +56,51 @@ def _epochs(run: Run) -> None:
             check_ratio(run.policy, recipe, run.prompts["train"])
         run.save()
     run.log.start(run.progress.epoch)
+    ahead = sample_again(run)
     for epoch in range(run.progress.epoch, recipe.epochs):
         started = time.perf_counter()
         # SAMPLING: images leave for the rewards while the next micro-batch is drawn
-        indices = epoch_prompts(
-            len(run.prompts["train"]), recipe.sampling.prompts_per_epoch, epoch, recipe.seed
-        )
-        prompts = [run.prompts["train"][index] for index in indices]
-        images: list[torch.Tensor] = []
-        samples = _sample(run, epoch, prompts, indices, images)
+        batch = ahead or sample(run, epoch)
+        ahead = None
+        if recipe.scoring.overlap == "epoch" and epoch + 1 < recipe.epochs:
+            ahead = sample(run, epoch + 1, ahead=True)
         sampled = time.perf_counter()
-        conditioning = run.policy.encode([prompt.text for prompt in prompts])
-        v_ref = reference_velocities(run.policy, recipe, epoch, samples, conditioning)
-        run.log.phase("waiting for rewards")
-        scores = run.scorer.collect(hold=lambda down: _hold(run, down))
-        advantages = epoch_advantages(
-            recipe, {name: r.values for name, r in scores.rewards.items()}, scores.valid
-        )
         # TRAINING: replay the stochastic steps with gradients
-        run.log.phase("updating")
-        trained = time.perf_counter()
-        stats = _update(run, epoch, samples, conditioning, advantages, v_ref)
+        feedback = Feedback(recipe, run.scorer, batch.jobs, partial(_hold, run))
+        stats = _update(run, batch, feedback)
         ended = time.perf_counter()
         run.progress.epoch = epoch + 1
         run.progress.updates += stats.updates
         run.progress.train_seconds += ended - started
-        run.progress.reward_wait_seconds += scores.wait_s
+        run.progress.reward_wait_seconds += feedback.wait_s
         timing = {
             "sample_s": sampled - started,
-            "reward_wait_s": scores.wait_s,
-            "update_s": ended - trained,
+            "reward_wait_s": feedback.wait_s,
+            "update_s": ended - sampled - feedback.wait_s,
             "epoch_s": ended - started,
         }
-        pixels = torch.cat(images).numpy()
-        _log_epoch(run, epoch, prompts, pixels, scores, advantages, stats, timing)
+        pixels = torch.cat(batch.images).numpy()
+        scores = feedback.scores
+        _log_epoch(run, batch, pixels, scores, feedback.advantages, stats, timing)
         _after_epoch(run, epoch + 1, pixels, scores)
 
 
-def _update(
-    run: Run,
-    epoch: int,
-    samples: Trajectories,
-    conditioning: Conditioning,
-    advantages: Advantages,
-    v_ref: dict[int, torch.Tensor] | None,
-) -> UpdateStats:
+def _update(run: Run, batch: Batch, feedback: Feedback) -> UpdateStats:
     policy, optimizer, ema, recipe = run.policy, run.optimizer, run.ema, run.recipe
+
+    def ready(update: int) -> None:
+        run.log.phase("waiting for rewards")
+        feedback.ready(update)
+        run.log.phase("updating")
+        if update == 0 and run.sampler is not None:
+            # what a batch ahead was drawn with; not sooner, since an outage may still save the run
+            with run.sampling():
+                run.sampler.update()
+
+    what = batch.epoch, batch.samples, batch.conditioning, feedback.advantages
     if run.old is not None:
-        return update_nft(
-            policy, optimizer, ema, run.old, recipe, epoch, samples, conditioning, advantages
-        )
-    return update_policy(
-        policy, optimizer, ema, recipe, epoch, samples, conditioning, advantages, v_ref
-    )
+        return update_nft(policy, optimizer, ema, run.old, recipe, *what, ready)
+    return update_policy(policy, optimizer, ema, recipe, *what, batch.v_ref, ready)
 
 
 def _after_epoch(run: Run, epoch: int, images: np.ndarray, scores: Scores) -> None:
@@ -133,43 +124,19 @@ def _due(epoch: int, every: int, last: int) -> bool:
     return every > 0 and (epoch % every == 0 or epoch == last)
 
 
-def _sample(
-    run: Run,
-    epoch: int,
-    prompts: list[Prompt],
-    indices: list[int],
-    images: list[torch.Tensor],
-) -> Trajectories:
-    """Rolls out, sending every micro-batch to the rewards and into `images`."""
-    group = run.recipe.sampling.group_size
-
-    def on_images(rows: range, batch: torch.Tensor) -> None:
-        if run.stopping:
-            raise Interrupted(f"stopped in epoch {epoch + 1}; saved before it")
-        images.append(batch)
-        run.scorer.submit(rows, batch, [prompts[row // group] for row in rows])
-        run.log.phase(f"sampling {rows.stop}/{len(prompts) * group}")
-
-    try:
-        with run.sampling():
-            return rollout(run.policy, run.recipe, epoch, prompts, indices, on_images)
-    except Interrupted:
-        # the weights are still those of the last finished epoch
-        run.save()
-        raise
-
-
-def _hold(run: Run, down: list[str]) -> Callable[[], None]:
+def _hold(run: Run, update: int, down: list[str]) -> Callable[[], None]:
     """Saves the run during an outage; the result raises Interrupted once a signal asks to leave."""
-    run.save()
+    if update == 0:
+        run.save()
+    saved = "the run saved" if update == 0 else "the last checkpoint stands"
     run.log.say(
-        f"no scores from {', '.join(down)}: the epoch is held and the run saved; waiting up to "
+        f"no scores from {', '.join(down)}: the epoch is held and {saved}; waiting up to "
         f"{run.recipe.scoring.outage_wait_s:.0f} s for the service"
     )
 
     def still_wanted() -> None:
         if run.stopping:
-            raise Interrupted(f"stopped in epoch {run.progress.epoch + 1}; saved before it")
+            raise Interrupted(f"stopped in epoch {run.progress.epoch + 1}; {saved}")
 
     return still_wanted
 
@@ -232,16 +199,15 @@ def _finish(run: Run) -> Evaluation | None:
 
 def _log_epoch(
     run: Run,
-    epoch: int,
-    prompts: list[Prompt],
+    batch: Batch,
     images: np.ndarray,
     scores: Scores,
     advantages: Advantages,
     stats: UpdateStats,
     timing: dict[str, float],
 ) -> None:
-    tolerance = ratio_tolerance(run.recipe)
-    if stats.ratio_error > tolerance:
+    epoch, tolerance = batch.epoch, ratio_tolerance(run.recipe)
+    if stats.ratio_error > tolerance and batch.staleness == 0:
         run.log.say(
             f"[yellow]epoch {epoch + 1}: the on-policy ratio is off by {stats.ratio_error:.1e} "
             f"(tolerance {tolerance:.1e}); run `flow-grpo doctor`[/yellow]"
@@ -256,6 +222,7 @@ def _log_epoch(
             **advantages.metrics,
             **stats.means(),
             "ratio_error": stats.ratio_error,
+            "staleness": batch.staleness,
             "grad_norm": stats.grad_norm,
             "learning_rate": stats.learning_rate,
             "updates": run.progress.updates,
@@ -265,7 +232,7 @@ def _log_epoch(
             **timing,
         },
     )
-    run.log.audit(audit_rows(epoch + 1, prompts, images, scores, advantages))
+    run.log.audit(audit_rows(epoch + 1, batch.prompts, images, scores, advantages))
 
 
 def _write_summary(run: Run, before: Evaluation | None, after: Evaluation | None) -> dict[str, Any]:

@@ -59,6 +59,7 @@ def update_policy(
     conditioning: Conditioning,
     advantages: Advantages,
     v_ref: dict[int, Tensor] | None = None,
+    ready: Callable[[int], None] | None = None,
 ) -> UpdateStats:
     """`updates_per_epoch` optimizer steps; the first is on-policy (ratio 1), later ones are not.
 
@@ -66,7 +67,8 @@ def update_policy(
     the composition they had in the rollout, which is what keeps the ratio at 1 in low precision.
     The loss is a mean over the planned samples, so dropped ones do not rescale the gradient.
     `conditioning` has one row per prompt; `v_ref` comes from `reference_velocities` when there is a
-    KL term. Raises NonFiniteError.
+    KL term. `ready` (u), called before update u, may still fill in the advantages of its share.
+    Raises NonFiniteError.
     """
     stats = UpdateStats()
     values = advantages.values.flatten()
@@ -77,7 +79,7 @@ def update_policy(
 
     # no advantage, no gradient: failed, dropped or zero-spread groups
     steps = trained_steps(recipe, epoch)
-    descend(policy, optimizer, ema, recipe, epoch, steps, values != 0, loss, stats)
+    descend(policy, optimizer, ema, recipe, epoch, steps, values, loss, stats, ready)
     return stats
 
 
@@ -91,13 +93,16 @@ def descend(
     wanted: Tensor,
     loss: Callable[[range, list[int], int], Tensor],
     stats: UpdateStats,
+    ready: Callable[[int], None] | None = None,
 ) -> None:
     """The epoch's optimizer steps: accumulates `loss` (rows, steps, number of the update), a sum,
     over update u's share of the samples and divides by the planned number of (sample, step) pairs.
-    Micro-batches without any sample `wanted` (B,) are skipped."""
-    group, updates = recipe.sampling.group_size, recipe.update.updates_per_epoch
-    share = recipe.sampling.prompts_per_epoch // updates * group
+    Micro-batches without any sample `wanted` (B,), nonzero, are skipped; `ready` (u) is called before
+    `wanted` is read for update u."""
+    share, updates = recipe.share, recipe.update.updates_per_epoch
     for u in range(updates):
+        if ready is not None:
+            ready(u)
         optimizer.zero_grad(set_to_none=True)
         for batch in micro_batches(share, recipe.sampling.micro_batch):
             rows = range(u * share + batch.start, u * share + batch.stop)
@@ -191,7 +196,8 @@ def reference_velocities(
         return None
     found = {j: torch.empty_like(samples.latents[:, 0]) for j in trained_steps(recipe, epoch)}
     with policy.reference():
-        for rows in micro_batches(len(samples.latents), recipe.sampling.micro_batch):
+        count = len(samples.latents)
+        for rows in micro_batches(count, recipe.sampling.micro_batch, recipe.share):
             for chunk in step_chunks(list(found), recipe.update.steps_per_forward):
                 r = make_replay(recipe, samples, conditioning, rows, chunk)
                 v = policy.velocity(r.x, r.sigmas[r.steps], r.conditioning)

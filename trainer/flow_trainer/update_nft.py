@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -26,12 +28,14 @@ def update_nft(
     samples: Trajectories,
     conditioning: Conditioning,
     advantages: Advantages,
+    ready: Callable[[int], None] | None = None,
 ) -> UpdateStats:
     """`updates_per_epoch` optimizer steps, then `old`, the policy that samples, follows.
 
     Every sample is noised to `recipe.forward_steps` noise levels of the sampling schedule, other
     ones for each sample. Samples without a score are left out; those of a group whose rewards are
-    all equal are not: they hold the policy near `old`. Raises NonFiniteError.
+    all equal are not: they hold the policy near `old`. `ready` as in `update_policy`. Raises
+    NonFiniteError.
     """
     stats = UpdateStats()
     values = advantages.values.flatten()
@@ -55,7 +59,7 @@ def update_nft(
         return torch.where(kept, objective, 0.0).sum()
 
     steps = list(range(recipe.forward_steps))
-    descend(policy, optimizer, ema, recipe, epoch, steps, used, loss, stats)
+    descend(policy, optimizer, ema, recipe, epoch, steps, used, loss, stats, ready)
     old.update(recipe.update.updates_per_epoch)
     return stats
 
