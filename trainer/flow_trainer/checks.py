@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def check_recipe(recipe: Recipe) -> None:
-    for check in (_model, _rewards, _sizes, _objective, _forward_process, _trained_steps):
+    for check in (_model, _rewards, _overlap, _sizes, _objective, _forward_process, _trained_steps):
         check(recipe)
 
 
@@ -35,6 +35,22 @@ def _rewards(recipe: Recipe) -> None:
                 "advantage.std = gdpo normalises every reward in its group already: leave out "
                 f"rewards.{name}.normalise"
             )
+
+
+def _overlap(recipe: Recipe) -> None:
+    if recipe.scoring.overlap != "updates":
+        return
+    whole = [f"advantage.std = {s}" for s in ("global", "gdpo") if recipe.advantage.std == s]
+    whole += [
+        f"rewards.{name}.normalise = global"
+        for name, reward in recipe.rewards.items()
+        if reward.normalise == "global"
+    ]
+    if whole:
+        raise ValueError(
+            f"scoring.overlap = updates begins before all scores are there, which {whole[0]} needs: "
+            "use scoring.overlap = sampling or epoch"
+        )
 
 
 def _sizes(recipe: Recipe) -> None:

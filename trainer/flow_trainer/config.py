@@ -141,6 +141,10 @@ class Scoring(Section):
     outage_wait_s: float = Field(default=3600.0, ge=0)
     """How long to hold an epoch in which a reward scored nothing because it was unreachable."""
     encoding: Literal["raw", "png", "jpeg"] = "raw"
+    overlap: Literal["sampling", "updates", "epoch"] = "sampling"
+    """What goes on while rewards score. sampling: the rest of the epoch's sampling. updates: also the
+    updates, each of which waits for its own share's scores only; same result. epoch: also the next
+    epoch's sampling, whose samples are then one update old when they are trained on."""
 
 
 class Advantage(Section):
@@ -220,6 +224,12 @@ class Evaluation(Section):
     heldout_images_per_prompt: int = Field(default=1, ge=1)
 
 
+class Parallel(Section):
+    sharding: Literal["auto", "none", "full", "hybrid"] = "auto"
+    """How several processes hold the transformer. none: each all of it. full: each a part (FSDP2).
+    hybrid: parts within a node, a copy per node. auto: none for LoRA, hybrid for full fine-tuning."""
+
+
 class Checkpoints(Section):
     every: int = Field(default=10, ge=1)
     """Epochs."""
@@ -248,6 +258,7 @@ class Recipe(Section):
     forward: Forward = Forward()
     ema: Ema = Ema()
     evaluation: Evaluation = Evaluation()
+    parallel: Parallel = Parallel()
     checkpoints: Checkpoints = Checkpoints()
     logging: Logging = Logging()
 
@@ -261,6 +272,18 @@ class Recipe(Section):
     @property
     def images_per_epoch(self) -> int:
         return self.sampling.prompts_per_epoch * self.sampling.group_size
+
+    @property
+    def share(self) -> int:
+        """Images per optimizer step: whole groups, in sampling order."""
+        return self.images_per_epoch // self.update.updates_per_epoch
+
+    @property
+    def sharding(self) -> str:
+        """none, full or hybrid."""
+        if self.parallel.sharding != "auto":
+            return self.parallel.sharding
+        return "none" if self.model.tuning == "lora" else "hybrid"
 
     @property
     def num_updates(self) -> int:

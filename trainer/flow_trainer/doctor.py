@@ -12,8 +12,8 @@ from flow_trainer.errors import ConfigError, OutageError, TrainerError
 from flow_trainer.models import Policy, load_policy
 from flow_trainer.prompts import Prompt, read_prompts
 from flow_trainer.ratio import measure_ratio
-from flow_trainer.run import pick_device
 from flow_trainer.scoring import Scorer
+from flow_trainer.world import pick_device
 from reward_api import RewardError
 
 READY_TIMEOUT_S = 5.0

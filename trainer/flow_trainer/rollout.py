@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -14,19 +15,16 @@ from flow_trainer.models import Policy
 from flow_trainer.noise import evaluation_noise, sample_noise
 from flow_trainer.prompts import Prompt
 from flow_trainer.trajectory import Trajectories
-from flow_trainer.world import ALONE, Turn, World
+from flow_trainer.world import ALONE, World
 
 OnImages = Callable[[range, Tensor], None]
 """Called with the rows of a decoded micro-batch and its images (b, H, W, 3) uint8."""
 
 
-def shares(recipe: Recipe, count: int | None = None) -> Iterator[list[range]]:
-    """The micro-batches of each update's share of an epoch, or of its first `count` samples.
-
-    An update takes whole groups in sampling order. Rollout and replay are cut alike, because a
-    sample's log-probability depends, by rounding, on the batch it is computed in."""
-    count = recipe.images_per_epoch if count is None else count
-    for share in micro_batches(count, recipe.images_per_epoch // recipe.update.updates_per_epoch):
+def shares(recipe: Recipe, count: int) -> Iterator[list[range]]:
+    """The micro-batches of each update's share of an epoch's first `count` samples. Rollout and
+    replay are cut alike, because a log-probability depends, by rounding, on its batch."""
+    for share in micro_batches(count, recipe.share):
         batches = micro_batches(len(share), recipe.sampling.micro_batch)
         yield [range(share.start + b.start, share.start + b.stop) for b in batches]
 
@@ -67,7 +65,8 @@ def rollout(
     conditioning = policy.encode([prompt.text for prompt in prompts]).repeat(sampling.group_size)
     done: list[int] = []
     finished, latents, log_probs, means = [], [], [], []
-    for turn in _turns(world, shares(recipe, len(members))):
+    batches = shares(recipe, len(members))
+    for turn in chain.from_iterable(world.turns(share) for share in batches):
         before_turn()
         rows = turn.rows
         if not rows:
@@ -116,11 +115,6 @@ def rollout(
         log_probs=torch.cat(log_probs),
         means=torch.cat(means) if means else None,
     )
-
-
-def _turns(world: World, shares: Iterable[list[range]]) -> Iterator[Turn]:
-    for batches in shares:
-        yield from world.turns(batches)
 
 
 @torch.no_grad()

@@ -1,7 +1,7 @@
 """The only place where the trainer knows that rewards exist.
 
 Images go to every reward as soon as a micro-batch is decoded (`submit`), from a thread with its own
-event loop, while sampling goes on; `collect` waits for what is still missing and measures the wait.
+event loop, while other work goes on; `collect` waits for what is still missing and measures the wait.
 A sample that fails or comes late is masked. Nothing is ever scored 0 because a server died.
 """
 
@@ -12,8 +12,9 @@ import os
 import threading
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -22,11 +23,15 @@ from torch import Tensor
 from flow_trainer.config import Reward, Scoring
 from flow_trainer.errors import ConfigError, OutageError, ScoringError
 from flow_trainer.prompts import Prompt
+from flow_trainer.world import ALONE, World
 from reward_api import (
     AsyncRewardClient,
     AsyncRewardSuite,
     DeadlineExceeded,
+    ItemFailure,
     Overloaded,
+    Reason,
+    RewardError,
     ScoreBatch,
     SuiteScores,
     Unavailable,
@@ -61,6 +66,12 @@ class Scores:
                     means[f"{name}.{sub}"] = float(np.asarray(values)[batch.valid].mean())
         return means
 
+    def require_one(self) -> None:
+        """Raises ScoringError when no sample has a score."""
+        if not self.valid.any():
+            first = next(e for batch in self.rewards.values() for e in batch.errors.values())
+            raise ScoringError(f"none of {len(self.valid)} samples has a score, e.g. {first}")
+
     def failures(self) -> dict[str, int]:
         """How many samples failed, by reward and reason."""
         counts: dict[str, int] = {}
@@ -82,7 +93,9 @@ class Scores:
 
 
 @dataclass(slots=True)
-class _Job:
+class Job:
+    """A micro-batch on its way to the rewards."""
+
     rows: range
     images: np.ndarray
     prompts: list[str]
@@ -91,10 +104,15 @@ class _Job:
 
 
 class Scorer:
-    """Rewards of a recipe behind one asynchronous queue. Use from one thread; close when done."""
+    """Rewards of a recipe behind one asynchronous queue. Use from one thread; close when done.
 
-    def __init__(self, rewards: dict[str, Reward], scoring: Scoring) -> None:
+    In a world of several, every rank has one and sends its own images; `collect` and `wait_ready` are
+    then called by all ranks together, and wait on their status group.
+    """
+
+    def __init__(self, rewards: dict[str, Reward], scoring: Scoring, world: World = ALONE) -> None:
         self._config = scoring
+        self._world = world
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="scoring", daemon=True)
         self._thread.start()
@@ -109,54 +127,53 @@ class Scorer:
         }
         weights = {name: reward.weight for name, reward in rewards.items()}
         self._suite = AsyncRewardSuite(self._clients, weights, on_error="nan")
-        self._jobs: list[_Job] = []
 
-    def submit(self, rows: range, images: Tensor, prompts: Sequence[Prompt]) -> None:
+    def submit(self, rows: range, images: Tensor, prompts: Sequence[Prompt]) -> Job:
         """Starts scoring images (b, H, W, 3) uint8; `prompts` has one entry per image."""
         texts = [prompt.text for prompt in prompts]
         metadata = [dict(prompt.metadata) for prompt in prompts]
         array = images.numpy()
-        self._jobs.append(_Job(rows, array, texts, metadata, self._spawn(array, texts, metadata)))
+        return Job(rows, array, texts, metadata, self._spawn(array, texts, metadata))
 
-    def collect(self, hold: Callable[[list[str]], Callable[[], None]] | None = None) -> Scores:
-        """Waits for everything submitted since the last call.
+    def collect(
+        self,
+        jobs: Sequence[Job],
+        hold: Callable[[list[str]], Callable[[], None]] | None = None,
+        check: Callable[[], None] = lambda: None,
+    ) -> Scores:
+        """Waits for the scores of all ranks' `jobs`; they come in the order of their rows. Calls
+        `check` every few seconds meanwhile; it may raise to leave.
 
         When a reward is down altogether, calls `hold` with the names (the run saves itself there;
-        what it returns is called every few seconds and may raise to leave), waits until all rewards
-        are ready again and scores once more. Raises OutageError after `scoring.outage_wait_s`, and
-        ScoringError when no sample has a score for another reason.
+        what it returns replaces `check`), waits until all rewards are ready again and scores once
+        more. Raises OutageError after `scoring.outage_wait_s`.
         """
         started = time.perf_counter()
-        jobs, self._jobs = self._jobs, []
-        scores = _join(jobs)
+        scores = self._join(jobs, check)
         while down := scores.unreachable():
-            still_wanted = hold(down) if hold is not None else None
-            self.wait_ready(self._config.outage_wait_s, still_wanted)
+            check = hold(down) if hold is not None else check
+            self.wait_ready(self._config.outage_wait_s, check)
             for job in jobs:
                 job.result = self._spawn(job.images, job.prompts, job.metadata)
-            scores = _join(jobs)
-        if not scores.valid.any():
-            first = next(e for batch in scores.rewards.values() for e in batch.errors.values())
-            raise ScoringError(f"none of {len(scores.valid)} samples has a score, e.g. {first}")
+            scores = self._join(jobs, check)
         scores.wait_s = time.perf_counter() - started
         return scores
 
-    def wait_ready(self, timeout_s: float, check: Callable[[], None] | None = None) -> None:
+    def wait_ready(self, timeout_s: float, check: Callable[[], None] = lambda: None) -> None:
         """Blocks until every reward says it is ready; calls `check` every few seconds meanwhile.
         Raises OutageError after `timeout_s`, AuthenticationFailed at once."""
         deadline = time.monotonic() + timeout_s
         while True:
             left = deadline - time.monotonic()
-            try:
-                return self._run(self._suite.wait_ready(min(left, CHECK_S)))
-            except (Unavailable, Overloaded, DeadlineExceeded) as error:
-                if left <= CHECK_S:
-                    raise OutageError(
-                        f"rewards are not ready after {timeout_s:.0f} s: {error}. Start the service; "
-                        "a run that had begun is saved and continues with --resume"
-                    ) from error
-            if check is not None:
-                check()
+            error = self._not_ready(min(left, CHECK_S))
+            if not self._world.any(error is not None):
+                return
+            if self._world.any(left <= CHECK_S):
+                raise OutageError(
+                    f"rewards are not ready after {timeout_s:.0f} s: {error or 'says another rank'}. "
+                    "Start the service; a run that had begun is saved and continues with --resume"
+                ) from error
+            check()
 
     def metadata(self) -> dict[str, Any]:
         """RewardMetadata of every reward."""
@@ -169,6 +186,25 @@ class Scorer:
         self._thread.join()
         self._loop.close()
 
+    def _not_ready(self, timeout_s: float) -> RewardError | None:
+        try:
+            return self._run(self._suite.wait_ready(timeout_s))
+        except (Unavailable, Overloaded, DeadlineExceeded) as error:
+            return error
+
+    def _join(self, jobs: Sequence[Job], check: Callable[[], None]) -> Scores:
+        """Scores of all ranks' jobs. No rank waits in a collective for longer than CHECK_S, or it
+        would not see a signal, nor the others that it has seen one."""
+        futures = [job.result for job in jobs]
+        while self._world.any(bool(wait(futures, CHECK_S).not_done)):
+            check()
+        mine = [(job.rows.start, job.result.result()) for job in jobs]
+        if self._world.size == 1:
+            return join_scores([scores for _, scores in mine])
+        parts = self._world.exchange([(start, _pack(scores)) for start, scores in mine])
+        ordered = sorted(chain.from_iterable(parts), key=lambda part: part[0])
+        return join_scores([_unpack(part) for _, part in ordered])
+
     def _spawn(
         self, images: np.ndarray, prompts: list[str], metadata: list[dict[str, Any]]
     ) -> Future[SuiteScores]:
@@ -180,15 +216,15 @@ class Scorer:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
 
-def _join(jobs: Sequence[_Job]) -> Scores:
-    results = [job.result.result() for job in jobs]
+def join_scores(parts: Sequence[Scores | SuiteScores]) -> Scores:
+    """One after the other; the waits add up."""
     return Scores(
-        values=np.concatenate([result.values for result in results]),
-        valid=np.concatenate([result.valid for result in results]),
+        values=np.concatenate([part.values for part in parts]),
+        valid=np.concatenate([part.valid for part in parts]),
         rewards={
-            name: _join_batches([result.rewards[name] for result in results])
-            for name in results[0].rewards
+            name: _join_batches([part.rewards[name] for part in parts]) for name in parts[0].rewards
         },
+        wait_s=sum(part.wait_s for part in parts if isinstance(part, Scores)),
     )
 
 
@@ -205,6 +241,38 @@ def _join_batches(batches: Sequence[ScoreBatch]) -> ScoreBatch:
         joined.revisions |= batch.revisions
         start = rows.stop
     return joined
+
+
+def _pack(scores: SuiteScores) -> dict[str, Any]:
+    """What `join_scores` reads, as JSON."""
+    return {
+        "values": scores.values.tolist(),
+        "valid": scores.valid.tolist(),
+        "rewards": {
+            name: {
+                "values": batch.values.tolist(),
+                "valid": batch.valid.tolist(),
+                "errors": [[i, e.reason, e.message] for i, e in batch.errors.items()],
+                "scores": {sub: np.asarray(v).tolist() for sub, v in batch.scores.items()},
+                "revisions": sorted(batch.revisions),
+            }
+            for name, batch in scores.rewards.items()
+        },
+    }
+
+
+def _unpack(data: dict[str, Any]) -> Scores:
+    rewards = {
+        name: ScoreBatch(
+            values=np.array(batch["values"], float),
+            valid=np.array(batch["valid"], bool),
+            errors={i: ItemFailure(Reason(r), message) for i, r, message in batch["errors"]},
+            scores={sub: np.array(v, float) for sub, v in batch["scores"].items()},
+            revisions=frozenset(batch["revisions"]),
+        )
+        for name, batch in data["rewards"].items()
+    }
+    return Scores(np.array(data["values"], float), np.array(data["valid"], bool), rewards)
 
 
 def _token(name: str, reward: Reward) -> str | None:

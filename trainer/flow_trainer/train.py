@@ -8,46 +8,50 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from flow_trainer.advantages import Advantages, epoch_advantages
-from flow_trainer.audit import audit_rows
+from flow_trainer.advantages import Advantages
+from flow_trainer.audit import audit_rows, image_hash
 from flow_trainer.config import Recipe
 from flow_trainer.errors import Interrupted
-from flow_trainer.evaluate import Evaluation, evaluate
-from flow_trainer.models import Conditioning
-from flow_trainer.prompts import Prompt, epoch_prompts
+from flow_trainer.evaluate import Evaluation, evaluate, stack_images
+from flow_trainer.feedback import Feedback
 from flow_trainer.ratio import check_ratio, ratio_tolerance
-from flow_trainer.rollout import rollout
 from flow_trainer.run import Run, open_run
 from flow_trainer.runlog import image_grid
+from flow_trainer.sampling import Batch, sample, sample_again
 from flow_trainer.scoring import Scores
-from flow_trainer.trajectory import Trajectories
-from flow_trainer.update import UpdateStats, reference_velocities, update_policy
+from flow_trainer.update import UpdateStats, update_policy
 from flow_trainer.update_nft import update_nft
+from flow_trainer.world import open_world, pick_device, restarted
 
 
 def train(recipe: Recipe, folder: Path, *, resume: bool = False) -> dict[str, Any]:
     """Trains a recipe in `folder` and returns the summary that it also leaves as summary.json.
 
-    `resume` continues from the newest checkpoint in `folder`, bit for bit on a CPU. Raises
+    `resume` continues from the newest checkpoint in `folder`, bit for bit on a CPU; a process that
+    torchrun restarts does so unasked. Under torchrun, all ranks call this together. Raises
     ConfigError, OutageError, NonFiniteError, RatioError; Interrupted after saving.
     """
-    run = open_run(recipe, folder, resume=resume)
-    try:
-        with _signals(run):
-            before = _heldout(run, "before")
-            _epochs(run)
-            after = _finish(run)
-        return _write_summary(run, before, after)
-    finally:
-        run.log.close()
-        run.scorer.close()
+    device = pick_device(recipe.device)
+    with open_world(device, recipe.sharding) as world:
+        resume = resume or restarted()
+        run = open_run(recipe, folder, resume=resume, device=device, world=world)
+        try:
+            with _signals(run):
+                before = _heldout(run, "before")
+                _epochs(run)
+                after = _finish(run)
+            return _write_summary(run, before, after)
+        finally:
+            run.log.close()
+            run.scorer.close()
 
 
 def _epochs(run: Run) -> None:
@@ -57,119 +61,104 @@ def _epochs(run: Run) -> None:
             check_ratio(run.policy, recipe, run.prompts["train"])
         run.save()
     run.log.start(run.progress.epoch)
+    ahead = sample_again(run)
     for epoch in range(run.progress.epoch, recipe.epochs):
         started = time.perf_counter()
         # SAMPLING: images leave for the rewards while the next micro-batch is drawn
-        indices = epoch_prompts(
-            len(run.prompts["train"]), recipe.sampling.prompts_per_epoch, epoch, recipe.seed
-        )
-        prompts = [run.prompts["train"][index] for index in indices]
-        images: list[torch.Tensor] = []
-        samples = _sample(run, epoch, prompts, indices, images)
+        batch = ahead or sample(run, epoch)
+        ahead = None
+        if recipe.scoring.overlap == "epoch" and epoch + 1 < recipe.epochs:
+            ahead = sample(run, epoch + 1, ahead=True)
         sampled = time.perf_counter()
-        conditioning = run.policy.encode([prompt.text for prompt in prompts])
-        v_ref = reference_velocities(run.policy, recipe, epoch, samples, conditioning)
-        run.log.phase("waiting for rewards")
-        scores = run.scorer.collect(hold=lambda down: _hold(run, down))
-        advantages = epoch_advantages(
-            recipe, {name: r.values for name, r in scores.rewards.items()}, scores.valid
-        )
         # TRAINING: replay the stochastic steps with gradients
-        run.log.phase("updating")
-        trained = time.perf_counter()
-        stats = _update(run, epoch, samples, conditioning, advantages, v_ref)
+        feedback = Feedback(
+            recipe, run.scorer, batch.jobs, partial(_hold, run), partial(_leave_waiting, run)
+        )
+        stats = _update(run, batch, feedback)
         ended = time.perf_counter()
         run.progress.epoch = epoch + 1
         run.progress.updates += stats.updates
         run.progress.train_seconds += ended - started
-        run.progress.reward_wait_seconds += scores.wait_s
+        run.progress.reward_wait_seconds += feedback.wait_s
         timing = {
             "sample_s": sampled - started,
-            "reward_wait_s": scores.wait_s,
-            "update_s": ended - trained,
+            "reward_wait_s": feedback.wait_s,
+            "update_s": ended - sampled - feedback.wait_s,
             "epoch_s": ended - started,
         }
-        pixels = torch.cat(images).numpy()
-        _log_epoch(run, epoch, prompts, pixels, scores, advantages, stats, timing)
-        _after_epoch(run, epoch + 1, pixels, scores)
+        _log_epoch(run, batch, feedback.scores, feedback.advantages, stats, timing)
+        _after_epoch(run, batch, feedback.scores)
 
 
-def _update(
-    run: Run,
-    epoch: int,
-    samples: Trajectories,
-    conditioning: Conditioning,
-    advantages: Advantages,
-    v_ref: dict[int, torch.Tensor] | None,
-) -> UpdateStats:
+def _update(run: Run, batch: Batch, feedback: Feedback) -> UpdateStats:
     policy, optimizer, ema, recipe = run.policy, run.optimizer, run.ema, run.recipe
+
+    def ready(update: int) -> None:
+        run.log.phase("waiting for rewards")
+        feedback.ready(update)
+        run.log.phase("updating")
+        if update == 0 and run.sampler is not None:
+            # what a batch ahead was drawn with; not sooner, since an outage may still save the run
+            with run.sampling():
+                run.sampler.update()
+
+    what = batch.epoch, batch.samples, batch.conditioning, feedback.advantages
     if run.old is not None:
-        return update_nft(
-            policy, optimizer, ema, run.old, recipe, epoch, samples, conditioning, advantages
-        )
-    return update_policy(
-        policy, optimizer, ema, recipe, epoch, samples, conditioning, advantages, v_ref
-    )
+        return update_nft(policy, optimizer, ema, run.old, recipe, *what, ready, run.world)
+    return update_policy(policy, optimizer, ema, recipe, *what, batch.v_ref, ready, run.world)
 
 
-def _after_epoch(run: Run, epoch: int, images: np.ndarray, scores: Scores) -> None:
+def _after_epoch(run: Run, batch: Batch, scores: Scores) -> None:
     """Validation, sample grid and checkpoint when they are due, and the way out on a signal."""
-    recipe = run.recipe
+    recipe, epoch = run.recipe, batch.epoch + 1
     if _due(epoch, recipe.evaluation.every, recipe.epochs):
         _validate(run, epoch)
     if recipe.logging.image_every and epoch % recipe.logging.image_every == 0:
-        group = recipe.sampling.group_size
-        run.log.images("samples", epoch, image_grid(images[: 8 * group], columns=group))
-    if run.stopping or _due(epoch, recipe.checkpoints.every, recipe.epochs):
+        _log_grid(run, batch)
+    stopping = run.asked_to_stop()
+    if stopping or _due(epoch, recipe.checkpoints.every, recipe.epochs):
         run.save()
     mean = scores.mean()
     note = "no scores" if mean is None else f"reward {mean:.3f}"
     run.log.advance(epoch, recipe.epochs, note)
-    if run.stopping:
+    if stopping:
         raise Interrupted(f"stopped after epoch {epoch}; saved")
+
+
+def _log_grid(run: Run, batch: Batch) -> None:
+    """The samples of the first eight prompts."""
+    group = run.recipe.sampling.group_size
+    rows = [row for row in batch.samples.rows if row < 8 * group]
+    images = run.world.gather_rows(rows, stack_images(batch.images)[: len(rows)])
+    if run.world.is_main:
+        run.log.images("samples", batch.epoch + 1, image_grid(images, columns=group))
+
+
+def _leave_waiting(run: Run) -> None:
+    if run.asked_to_stop():
+        run.save()
+        raise Interrupted(
+            f"stopped while epoch {run.progress.epoch + 1} waited for scores; saved before it"
+        )
 
 
 def _due(epoch: int, every: int, last: int) -> bool:
     return every > 0 and (epoch % every == 0 or epoch == last)
 
 
-def _sample(
-    run: Run,
-    epoch: int,
-    prompts: list[Prompt],
-    indices: list[int],
-    images: list[torch.Tensor],
-) -> Trajectories:
-    """Rolls out, sending every micro-batch to the rewards and into `images`."""
-    group = run.recipe.sampling.group_size
-
-    def on_images(rows: range, batch: torch.Tensor) -> None:
-        if run.stopping:
-            raise Interrupted(f"stopped in epoch {epoch + 1}; saved before it")
-        images.append(batch)
-        run.scorer.submit(rows, batch, [prompts[row // group] for row in rows])
-        run.log.phase(f"sampling {rows.stop}/{len(prompts) * group}")
-
-    try:
-        with run.sampling():
-            return rollout(run.policy, run.recipe, epoch, prompts, indices, on_images)
-    except Interrupted:
-        # the weights are still those of the last finished epoch
-        run.save()
-        raise
-
-
-def _hold(run: Run, down: list[str]) -> Callable[[], None]:
+def _hold(run: Run, update: int, down: list[str]) -> Callable[[], None]:
     """Saves the run during an outage; the result raises Interrupted once a signal asks to leave."""
-    run.save()
+    if update == 0:
+        run.save()
+    saved = "the run saved" if update == 0 else "the last checkpoint stands"
     run.log.say(
-        f"no scores from {', '.join(down)}: the epoch is held and the run saved; waiting up to "
+        f"no scores from {', '.join(down)}: the epoch is held and {saved}; waiting up to "
         f"{run.recipe.scoring.outage_wait_s:.0f} s for the service"
     )
 
     def still_wanted() -> None:
-        if run.stopping:
-            raise Interrupted(f"stopped in epoch {run.progress.epoch + 1}; saved before it")
+        if run.asked_to_stop():
+            raise Interrupted(f"stopped in epoch {run.progress.epoch + 1}; {saved}")
 
     return still_wanted
 
@@ -185,6 +174,7 @@ def _validate(run: Run, epoch: int) -> None:
             run.recipe,
             run.prompts["validation"],
             run.recipe.evaluation.images_per_prompt,
+            world=run.world,
         )
     run.progress.reward_wait_seconds += result.scores.wait_s
     score = result.scores.mean()
@@ -207,8 +197,16 @@ def _heldout(run: Run, name: str) -> Evaluation | None:
         run.recipe,
         run.prompts["heldout"],
         run.recipe.evaluation.heldout_images_per_prompt,
+        world=run.world,
     )
-    folder = run.folder / "heldout"
+    if run.world.is_main:
+        _keep_heldout(run.folder / "heldout", name, result)
+    run.log.metrics(f"heldout_{name}", run.progress.epoch, result.summary())
+    run.log.say(f"held-out prompts, {name} training: {_format(result.scores.mean())}")
+    return result
+
+
+def _keep_heldout(folder: Path, name: str, result: Evaluation) -> None:
     folder.mkdir(exist_ok=True)
     np.savez_compressed(
         folder / f"{name}.npz",
@@ -216,10 +214,7 @@ def _heldout(run: Run, name: str) -> Evaluation | None:
         prompts=np.array(result.prompts),
         values=result.scores.values,
     )
-    run.log.metrics(f"heldout_{name}", run.progress.epoch, result.summary())
     (folder / f"{name}.json").write_text(json.dumps(result.summary(), indent=2) + "\n")
-    run.log.say(f"held-out prompts, {name} training: {_format(result.scores.mean())}")
-    return result
 
 
 def _finish(run: Run) -> Evaluation | None:
@@ -232,16 +227,15 @@ def _finish(run: Run) -> Evaluation | None:
 
 def _log_epoch(
     run: Run,
-    epoch: int,
-    prompts: list[Prompt],
-    images: np.ndarray,
+    batch: Batch,
     scores: Scores,
     advantages: Advantages,
     stats: UpdateStats,
     timing: dict[str, float],
 ) -> None:
-    tolerance = ratio_tolerance(run.recipe)
-    if stats.ratio_error > tolerance:
+    epoch, tolerance = batch.epoch, ratio_tolerance(run.recipe)
+    pixels = stack_images(batch.images)
+    if stats.ratio_error > tolerance and batch.staleness == 0:
         run.log.say(
             f"[yellow]epoch {epoch + 1}: the on-policy ratio is off by {stats.ratio_error:.1e} "
             f"(tolerance {tolerance:.1e}); run `flow-grpo doctor`[/yellow]"
@@ -256,6 +250,7 @@ def _log_epoch(
             **advantages.metrics,
             **stats.means(),
             "ratio_error": stats.ratio_error,
+            "staleness": batch.staleness,
             "grad_norm": stats.grad_norm,
             "learning_rate": stats.learning_rate,
             "updates": run.progress.updates,
@@ -265,7 +260,13 @@ def _log_epoch(
             **timing,
         },
     )
-    run.log.audit(audit_rows(epoch + 1, prompts, images, scores, advantages))
+    hashes = [
+        (row, image_hash(image)) for row, image in zip(batch.samples.rows, pixels, strict=True)
+    ]
+    everyones = sorted(chain.from_iterable(run.world.exchange(hashes)))
+    run.log.audit(
+        audit_rows(epoch + 1, batch.prompts, [h for _, h in everyones], scores, advantages)
+    )
 
 
 def _write_summary(run: Run, before: Evaluation | None, after: Evaluation | None) -> dict[str, Any]:
@@ -290,8 +291,10 @@ def _write_summary(run: Run, before: Evaluation | None, after: Evaluation | None
             **{name: version(name) for name in ("torch", "diffusers", "transformers", "peft")},
         },
         "device": str(run.policy.device),
+        "processes": run.world.size,
     }
-    (run.folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    if run.world.is_main:
+        (run.folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     return summary
 
 
@@ -306,10 +309,14 @@ def _format(score: float | None) -> str:
 
 @contextmanager
 def _signals(run: Run) -> Iterator[None]:
-    """SIGINT and SIGTERM ask the run to save and leave; a second one ends it at once."""
+    """SIGINT and SIGTERM ask the run to save and leave; a second one ends it at once. Not under
+    torchrun: there it is the same signal, passed on, and torchrun ends what takes too long."""
 
     def ask(number: int, frame: Any) -> None:
         run.stopping = True
+        if run.world.size > 1:
+            run.log.say("stopping: saving first")
+            return
         for name, handler in previous.items():
             signal.signal(name, handler)
         run.log.say("stopping: saving first (once more to stop at once)")

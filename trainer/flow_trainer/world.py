@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from flow_trainer.errors import ConfigError
+from flow_trainer.errors import ConfigError, Interrupted
 
 STATUS_TIMEOUT = timedelta(days=30)
 """Longer than any outage of a reward that a run sits out."""
@@ -47,12 +47,15 @@ class World:
 
     rank: int = 0
     size: int = 1
-    local_size: int = 1
-    """Ranks on this node."""
-    lockstep: bool = False
-    """Parameters are sharded: every forward is a collective, so all ranks run equally many."""
+    mesh: Any = field(default=None, repr=False)
+    """DeviceMesh over which parameters are sharded; None where every rank has them all."""
     status: Any = field(default=None, repr=False)
     """Process group on CPUs for all that is not a tensor of the model."""
+
+    @property
+    def lockstep(self) -> bool:
+        """Parameters are sharded: every forward is a collective, so all ranks run equally many."""
+        return self.mesh is not None
 
     @property
     def is_main(self) -> bool:
@@ -194,8 +197,9 @@ def pick_device(name: str) -> torch.device:
 
 
 @contextmanager
-def open_world(device: torch.device, *, lockstep: bool) -> Iterator[World]:
-    """Joins the other processes that torchrun started; a process alone stays alone."""
+def open_world(device: torch.device, sharding: str) -> Iterator[World]:
+    """Joins the other processes that torchrun started; a process alone stays alone. `sharding`: none,
+    full or hybrid."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         yield ALONE
@@ -205,12 +209,16 @@ def open_world(device: torch.device, *, lockstep: bool) -> Iterator[World]:
         dist.init_process_group("cpu:gloo,cuda:nccl", device_id=device)
     else:
         dist.init_process_group("gloo")
-    yield World(
-        rank=dist.get_rank(),
-        size=size,
-        local_size=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
-        lockstep=lockstep,
-        status=dist.new_group(backend="gloo", timeout=STATUS_TIMEOUT),
-    )
-    # not after an error: a peer may never arrive, and torchrun ends the processes that are left
+    mesh = None
+    if sharding != "none":
+        from flow_trainer.sharding import make_mesh
+
+        mesh = make_mesh(sharding, device.type, size, int(os.environ["LOCAL_WORLD_SIZE"]))
+    status = dist.new_group(backend="gloo", timeout=STATUS_TIMEOUT)
+    try:
+        yield World(dist.get_rank(), size, mesh, status)
+    except Interrupted:
+        dist.destroy_process_group()
+        raise
+    # not after other errors: a peer may never arrive, and torchrun ends the ranks that are left
     dist.destroy_process_group()

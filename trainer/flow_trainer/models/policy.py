@@ -12,6 +12,7 @@ import diffusers
 import torch
 import transformers
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from flow_trainer.config import Model
 from flow_trainer.errors import ConfigError
@@ -47,7 +48,13 @@ class DiffusersPolicy:
     """See `flow_trainer.models.Policy`."""
 
     def __init__(
-        self, family: Family, config: Model, device: torch.device, *, with_reference: bool
+        self,
+        family: Family,
+        config: Model,
+        device: torch.device,
+        *,
+        with_reference: bool,
+        mesh: DeviceMesh | None = None,
     ) -> None:
         self.device = device
         self._family = family
@@ -66,7 +73,7 @@ class DiffusersPolicy:
         channels = family.latent_channels(transformer.config)
         self.latent_shape = (channels, config.height // factor, config.width // factor)
         self._tuning = Tuning(
-            transformer, config, family.lora_targets, with_reference=with_reference
+            transformer, config, family.lora_targets, with_reference=with_reference, mesh=mesh
         )
         self._prompts = PromptCache(self._encode, config.prompt_cache_gb)
 
@@ -127,7 +134,7 @@ class DiffusersPolicy:
     def reference(self) -> AbstractContextManager[None]:
         return self._tuning.reference()
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path | None) -> None:
         self._tuning.save(folder, self._family.pipeline_class)
 
 
