@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,8 +17,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import ranks
+from flow_trainer.ema import EMA_STEP
 from flow_trainer.tensor_files import read_tensors
 from processes import BRIGHTNESS, Service, Services, environment
 from recipes import write_recipe
@@ -49,16 +52,22 @@ def data(reward: Service, recipe_data: dict[str, Any], prompts_file: Path) -> di
     }
 
 
-def full(data: dict[str, Any], sharding: str = "auto") -> dict[str, Any]:
-    return data | {
-        "model": data["model"] | {"tuning": "full"},
-        "parallel": {"sharding": sharding},
-    }
+@pytest.fixture
+def full(data: dict[str, Any]) -> dict[str, Any]:
+    """Full fine-tuning, which several processes shard."""
+    return data | {"model": data["model"] | {"tuning": "full"}}
 
 
 def run(size: int, data: dict[str, Any], out: Path, resume: bool = False, **options: Any) -> Path:
     assert ranks.start(size, ranks.train, data, out, resume, **options).wait() == [0] * size
     return out
+
+
+def resumed(size: int, data: dict[str, Any], source: Path, out: Path) -> Path:
+    """A copy of a run as it was after its first epoch, continued to its end."""
+    shutil.copytree(source, out)
+    shutil.rmtree(out / "checkpoints" / "epoch_00002")
+    return run(size, data, out, resume=True)
 
 
 def state(run: Path, epoch: int) -> dict[str, torch.Tensor]:
@@ -71,7 +80,9 @@ def metrics(run: Path, kind: str = "train") -> list[dict[str, Any]]:
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     timed = re.compile("_s$")
     return [
-        {k: v for k, v in row.items() if not timed.search(k)} for row in rows if row["kind"] == kind
+        {k: v for k, v in row.items() if k != "kind" and not timed.search(k)}
+        for row in rows
+        if row["kind"] == kind
     ]
 
 
@@ -86,23 +97,20 @@ def assert_identical(a: Path, b: Path, epoch: int) -> None:
 
 
 def assert_close(a: Path, b: Path, epoch: int, data: dict[str, Any]) -> None:
-    """Equal up to the order in which float32 gradients are added.
-
-    AdamW divides a gradient by its own size. Where the gradient itself is rounding (below eps = 1e-8
-    times a few), a step may go either way by a learning rate: those are few, and bounded.
-    """
+    """Equal up to the order in which float32 gradients are added: 1e-7 of a gradient, which AdamW
+    turns into steps of about the learning rate whatever its size. So weights agree to a small part of
+    the learning rate, here 1 % (found: 0.01 %); what small differences of log-probabilities are
+    averaged to agrees to a tenth of a percent."""
     left, right = state(a, epoch), state(b, epoch)
     assert left.keys() == right.keys()
     rate = data["update"]["learning_rate"]
     for name in left:
         if name.startswith(("weights/", "ema/")):
-            difference = (left[name] - right[name]).abs().float()
-            assert float(difference.max()) <= 2 * rate * 2 * epoch
-            assert float((difference > 1e-5).float().mean()) < 0.02, name
+            torch.testing.assert_close(left[name], right[name], atol=rate / 100, rtol=0)
     for one, other in zip(metrics(a), metrics(b), strict=True):
         assert one.keys() == other.keys()
         for key, value in one.items():
-            assert value == pytest.approx(other[key], rel=1e-3, abs=1e-5), key
+            assert value == pytest.approx(other[key], rel=1e-3, abs=1e-7), key
 
 
 def test_one_two_and_four_processes_train_the_same(data: dict[str, Any], tmp_path: Path) -> None:
@@ -113,63 +121,75 @@ def test_one_two_and_four_processes_train_the_same(data: dict[str, Any], tmp_pat
         first = [[row for row in audit(r) if row["epoch"] == 1] for r in (one, other)]
         assert first[0] == first[1]
         assert metrics(one, "heldout_before") == metrics(other, "heldout_before")
-        with (
-            np.load(one / "heldout" / "before.npz") as a,
-            np.load(other / "heldout" / "before.npz") as b,
-        ):
-            assert np.array_equal(a["images"], b["images"])
+        archives = [np.load(r / "heldout" / "before.npz") for r in (one, other)]
+        assert np.array_equal(archives[0]["images"], archives[1]["images"])
         grids = [(r / "images" / "samples_00001.png").read_bytes() for r in (one, other)]
         assert grids[0] == grids[1]
         assert (other / "checkpoints" / "epoch_00002" / "adapter").is_dir()
         assert json.loads((other / "summary.json").read_text())["processes"] > 1
+    for size, source in ((1, two), (2, one)):
+        out = resumed(size, data, source, tmp_path / f"{source.name} to {size}")
+        assert_close(one, out, 2, data)
+        assert len(metrics(out)) == 2
 
 
-def test_a_run_changes_its_number_of_processes(data: dict[str, Any], tmp_path: Path) -> None:
-    whole = run(1, data, tmp_path / "whole")
-    for first, then in ((2, 1), (1, 2)):
-        parts = run(first, data | {"epochs": 1}, tmp_path / f"{first}{then}")
-        run(then, data, parts, resume=True)
-        assert_close(whole, parts, 2, data)
-        assert len(metrics(parts)) == 2
+def test_sharded_full_fine_tuning_is_the_same(full: dict[str, Any], tmp_path: Path) -> None:
+    one, two = (run(n, full, tmp_path / str(n)) for n in (1, 2))
+    nodes = run(4, full, tmp_path / "two nodes of two", local_size=2)  # hybrid
+    for other in (two, nodes):
+        assert_close(one, other, 2, full)
+        checkpoint = other / "checkpoints" / "epoch_00002"
+        assert len(list((checkpoint / "weights").glob("*.safetensors"))) > 1
+        exported = load_file(checkpoint / "adapter/transformer/diffusion_pytorch_model.safetensors")
+        averaged = read_tensors(checkpoint / "ema")
+        assert set(averaged) - set(exported) == {EMA_STEP}
+        assert all(torch.equal(exported[n], averaged[n]) for n in averaged if n != EMA_STEP)
+    for size, source in ((1, two), (2, one)):
+        out = resumed(size, full, source, tmp_path / f"{source.name} to {size}")
+        assert_close(one, out, 2, full)
+    assert_identical(two, resumed(2, full, two, tmp_path / "2 to 2"), 2)
 
 
-@pytest.mark.parametrize(("sharding", "size", "local_size"), [("full", 2, 2), ("hybrid", 4, 2)])
-def test_sharded_full_fine_tuning_is_the_same(
-    data: dict[str, Any], tmp_path: Path, sharding: str, size: int, local_size: int
+@pytest.mark.parametrize("objective", ["clip", "nft"])
+def test_sharded_adapters_are_the_same(
+    data: dict[str, Any], tmp_path: Path, objective: str
 ) -> None:
-    settings = full(data, sharding)
-    one = run(1, settings, tmp_path / "one")
-    parts = run(size, settings | {"epochs": 1}, tmp_path / "parts", local_size=local_size)
-    run(size, settings, parts, resume=True, local_size=local_size)
-    assert_close(one, parts, 2, data)
-    checkpoint = parts / "checkpoints" / "epoch_00002"
-    assert len(list((checkpoint / "weights").glob("*.safetensors"))) == local_size
-    exported = read_tensors(checkpoint / "adapter" / "transformer" / "diffusion_pytorch_model")
-    averaged = read_tensors(checkpoint / "ema")
-    assert all(torch.equal(exported[name], averaged[name]) for name in exported if name in averaged)
+    data |= {"epochs": 1, "scoring": {"overlap": "updates"}, "parallel": {"sharding": "full"}}
+    for key in ("validation", "heldout"):
+        del data["prompts"][key]
+    if objective == "nft":
+        data["sampling"] |= {"dynamics": "ode"}
+        data["update"] |= {"objective": "nft", "kl": "velocity"}
+    one, two = (run(n, data, tmp_path / str(n)) for n in (1, 2))
+    assert_close(one, two, 1, data)
+    file = "checkpoints/epoch_00001/adapter/pytorch_lora_weights.safetensors"
+    adapters = [load_file(r / file) for r in (one, two)]
+    assert adapters[0].keys() == adapters[1].keys()
+    for name, weight in adapters[0].items():
+        torch.testing.assert_close(adapters[1][name], weight, atol=1e-5, rtol=0)
 
 
-def test_a_sharded_run_goes_on_alone_and_the_reverse(data: dict[str, Any], tmp_path: Path) -> None:
-    settings = full(data)
-    whole = run(1, settings, tmp_path / "whole")
-    for first, then in ((2, 1), (1, 2)):
-        parts = run(first, settings | {"epochs": 1}, tmp_path / f"{first}{then}")
-        run(then, settings, parts, resume=True)
-        assert_close(whole, parts, 2, data)
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[dict[str, Any]], Path]:
+    """The run of two processes that others are compared with."""
+    out = tmp_path_factory.mktemp("uninterrupted") / "run"
+    return lambda data: out if out.exists() else run(2, data, out)
 
 
-def test_sigterm_to_one_stops_all_and_nothing_is_lost(data: dict[str, Any], tmp_path: Path) -> None:
-    settings = data | {"epochs": 4, "checkpoints": {"every": 100, "keep": 1}}
+def test_sigterm_to_one_stops_all_and_nothing_is_lost(
+    data: dict[str, Any], tmp_path: Path, uninterrupted: Callable[[dict[str, Any]], Path]
+) -> None:
+    data |= {"epochs": 4}
+    whole = uninterrupted(data)
     out = tmp_path / "stopped"
-    started = ranks.start(2, ranks.train, settings, out)
+    started = ranks.start(2, ranks.train, data | {"checkpoints": {"every": 100}}, out)
     wait_until(lambda: (out / "metrics.jsonl").exists() and len(metrics(out)) > 0)
     pid = started.processes[1].pid
     assert pid is not None
     os.kill(pid, signal.SIGTERM)
     assert started.wait() == [0, 0]
     assert sorted(path.name for path in out.glob("stopped-*")) == ["stopped-0", "stopped-1"]
-    run(2, settings, out, resume=True)
-    assert_identical(out, run(2, settings, tmp_path / "whole"), 4)
+    assert_identical(whole, run(2, data, out, resume=True), 4)
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
@@ -179,9 +199,12 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def test_torchrun_restarts_a_killed_run_where_it_was(data: dict[str, Any], tmp_path: Path) -> None:
-    settings = data | {"epochs": 4}
-    recipe, out = write_recipe(tmp_path, settings), tmp_path / "killed"
+def test_torchrun_restarts_a_killed_run_where_it_was(
+    data: dict[str, Any], tmp_path: Path, uninterrupted: Callable[[dict[str, Any]], Path]
+) -> None:
+    data |= {"epochs": 4}
+    whole = uninterrupted(data)
+    recipe, out = write_recipe(tmp_path, data), tmp_path / "killed"
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
     command += ["--max-restarts=1", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0"]
     command += ["--monitor-interval=0.1", "-m", "flow_trainer", "train", str(recipe)]
@@ -197,7 +220,7 @@ def test_torchrun_restarts_a_killed_run_where_it_was(data: dict[str, Any], tmp_p
     _, errors = process.communicate(timeout=100)
     assert process.returncode == 0, errors[-2000:]
     assert "resuming after epoch" in errors
-    assert_identical(out, run(2, settings, tmp_path / "whole"), 4)
+    assert_identical(whole, out, 4)
     assert [row["epoch"] for row in metrics(out)] == [1, 2, 3, 4]
 
 
