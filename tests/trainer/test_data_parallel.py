@@ -25,7 +25,7 @@ from flow_trainer.tensor_files import read_tensors
 from processes import BRIGHTNESS, Service, Services, environment
 from recipes import write_recipe
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 
 KINDS = ("weights", "ema", "optimizer")
 
@@ -208,16 +208,19 @@ def test_torchrun_restarts_a_killed_run_where_it_was(
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
     command += ["--max-restarts=1", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0"]
     command += ["--monitor-interval=0.1", "-m", "flow_trainer", "train", str(recipe)]
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [*command, "--out", str(out)],
         env=environment(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
-    )
-    wait_until((out / "checkpoints" / "epoch_00002" / "state.json").exists)
-    os.kill(max(children(process.pid)), signal.SIGKILL)
-    _, errors = process.communicate(timeout=100)
+    ) as process:
+        try:
+            wait_until((out / "checkpoints" / "epoch_00002" / "state.json").exists)
+            os.kill(max(children(process.pid)), signal.SIGKILL)
+            _, errors = process.communicate(timeout=200)
+        finally:
+            process.terminate()
     assert process.returncode == 0, errors[-2000:]
     assert "resuming after epoch" in errors
     assert_identical(whole, out, 4)
