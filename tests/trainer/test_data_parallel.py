@@ -53,6 +53,12 @@ def data(reward: Service, recipe_data: dict[str, Any], prompts_file: Path) -> di
 
 
 @pytest.fixture
+def brief(data: dict[str, Any], prompts_file: Path) -> dict[str, Any]:
+    """Without evaluations."""
+    return data | {"prompts": {"train": str(prompts_file)}, "evaluation": {"every": 0}}
+
+
+@pytest.fixture
 def full(data: dict[str, Any]) -> dict[str, Any]:
     """Full fine-tuning, which several processes shard."""
     return data | {"model": data["model"] | {"tuning": "full"}}
@@ -152,16 +158,14 @@ def test_sharded_full_fine_tuning_is_the_same(full: dict[str, Any], tmp_path: Pa
 
 @pytest.mark.parametrize("objective", ["clip", "nft"])
 def test_sharded_adapters_are_the_same(
-    data: dict[str, Any], tmp_path: Path, objective: str
+    brief: dict[str, Any], tmp_path: Path, objective: str
 ) -> None:
-    data |= {"epochs": 1, "scoring": {"overlap": "updates"}, "parallel": {"sharding": "full"}}
-    for key in ("validation", "heldout"):
-        del data["prompts"][key]
+    brief |= {"epochs": 1, "scoring": {"overlap": "updates"}, "parallel": {"sharding": "full"}}
     if objective == "nft":
-        data["sampling"] |= {"dynamics": "ode"}
-        data["update"] |= {"objective": "nft", "kl": "velocity"}
-    one, two = (run(n, data, tmp_path / str(n)) for n in (1, 2))
-    assert_close(one, two, 1, data)
+        brief["sampling"] |= {"dynamics": "ode"}
+        brief["update"] |= {"objective": "nft", "kl": "velocity"}
+    one, two = (run(n, brief, tmp_path / str(n)) for n in (1, 2))
+    assert_close(one, two, 1, brief)
     file = "checkpoints/epoch_00001/adapter/pytorch_lora_weights.safetensors"
     adapters = [load_file(r / file) for r in (one, two)]
     assert adapters[0].keys() == adapters[1].keys()
@@ -169,27 +173,48 @@ def test_sharded_adapters_are_the_same(
         torch.testing.assert_close(adapters[1][name], weight, atol=1e-5, rtol=0)
 
 
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[dict[str, Any]], Path]:
-    """The run of two processes that others are compared with."""
-    out = tmp_path_factory.mktemp("uninterrupted") / "run"
-    return lambda data: out if out.exists() else run(2, data, out)
-
-
-def test_sigterm_to_one_stops_all_and_nothing_is_lost(
-    data: dict[str, Any], tmp_path: Path, uninterrupted: Callable[[dict[str, Any]], Path]
+def test_sigterm_to_one_rank_stops_all_and_nothing_is_lost(
+    services: Services, brief: dict[str, Any], tmp_path: Path
 ) -> None:
-    data |= {"epochs": 4}
-    whole = uninterrupted(data)
-    out = tmp_path / "stopped"
-    started = ranks.start(2, ranks.train, data | {"checkpoints": {"every": 100}}, out)
+    """Once while it samples or trains, and once while an outage of the reward holds the epoch."""
+    first = services.start(BRIGHTNESS)
+    brief["rewards"]["brightness"]["url"] = first.http
+    brief |= {"checkpoints": {"every": 10**6}, "scoring": {"timeout_s": 2, "outage_wait_s": 300}}
+    endless, out = brief | {"epochs": 10**6}, tmp_path / "stopped"
+
+    started = ranks.start(2, ranks.train, endless, out)
     wait_until(lambda: (out / "metrics.jsonl").exists() and len(metrics(out)) > 0)
-    pid = started.processes[1].pid
+    stop(started, 1, out)
+    before = newest(out)
+
+    started = ranks.start(2, ranks.train, endless, out, True)
+    wait_until(lambda: len(metrics(out)) > before)
+    first.process.kill()
+    first.process.wait()
+    wait_until(lambda: newest(out) > before)
+    stop(started, 0, out)
+
+    services.start(BRIGHTNESS, http_port=int(first.http.rpartition(":")[2]))
+    whole = brief | {"epochs": newest(out) + 1}
+    run(2, whole, out, resume=True)
+    assert_identical(out, run(2, whole, tmp_path / "whole"), whole["epochs"])
+    assert [row["epoch"] for row in metrics(out)] == list(range(1, whole["epochs"] + 1))
+
+
+def stop(started: ranks.Ranks, rank: int, out: Path) -> None:
+    pid = started.processes[rank].pid
     assert pid is not None
     os.kill(pid, signal.SIGTERM)
     assert started.wait() == [0, 0]
-    assert sorted(path.name for path in out.glob("stopped-*")) == ["stopped-0", "stopped-1"]
-    assert_identical(whole, run(2, data, out, resume=True), 4)
+    left = sorted(out.glob("stopped-*"))
+    assert [path.name for path in left] == ["stopped-0", "stopped-1"]
+    for path in left:
+        path.unlink()
+
+
+def newest(out: Path) -> int:
+    """Number of the last checkpoint."""
+    return max(int(p.parent.name[-5:]) for p in out.glob("checkpoints/epoch_*/state.json"))
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
@@ -199,12 +224,9 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def test_torchrun_restarts_a_killed_run_where_it_was(
-    data: dict[str, Any], tmp_path: Path, uninterrupted: Callable[[dict[str, Any]], Path]
-) -> None:
-    data |= {"epochs": 4}
-    whole = uninterrupted(data)
-    recipe, out = write_recipe(tmp_path, data), tmp_path / "killed"
+def test_torchrun_restarts_a_killed_run_where_it_was(brief: dict[str, Any], tmp_path: Path) -> None:
+    brief |= {"epochs": 4}
+    recipe, out = write_recipe(tmp_path, brief), tmp_path / "killed"
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
     command += ["--max-restarts=1", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0"]
     command += ["--monitor-interval=0.1", "-m", "flow_trainer", "train", str(recipe)]
@@ -223,7 +245,7 @@ def test_torchrun_restarts_a_killed_run_where_it_was(
             process.terminate()
     assert process.returncode == 0, errors[-2000:]
     assert "resuming after epoch" in errors
-    assert_identical(whole, out, 4)
+    assert_identical(out, run(2, brief, tmp_path / "whole"), 4)
     assert [row["epoch"] for row in metrics(out)] == [1, 2, 3, 4]
 
 

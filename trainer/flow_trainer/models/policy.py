@@ -60,7 +60,13 @@ class DiffusersPolicy:
         self._family = family
         self._config = config
         self._dtype = _dtype(config, device)
-        self._pipeline: Any = _load_pipeline(family, config, self._dtype).to(device)
+        self._pipeline: Any = _load_pipeline(family, config, self._dtype)
+        transformer = self._pipeline.transformer
+        if mesh is not None:
+            # it goes to the devices in parts, and need not fit on one
+            self._pipeline.transformer = None
+        self._pipeline.to(device)
+        self._pipeline.transformer = transformer
         # The VAE is float32: half precision visibly changes what the reward sees.
         self._vae: Any = as_float32(self._pipeline.vae).requires_grad_(False).eval()
         factor = self._pipeline.vae_scale_factor
@@ -69,7 +75,6 @@ class DiffusersPolicy:
                 f"model.height x model.width = {config.height}x{config.width} must be multiples of "
                 f"{2 * factor} for this checkpoint (VAE factor {factor}, patch size 2)"
             )
-        transformer = self._pipeline.transformer
         channels = family.latent_channels(transformer.config)
         self.latent_shape = (channels, config.height // factor, config.width // factor)
         self._tuning = Tuning(
