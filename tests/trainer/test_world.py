@@ -12,8 +12,10 @@ import torch
 import ranks
 from flow_trainer.config import parse_recipe
 from flow_trainer.errors import ConfigError
+from flow_trainer.quiet_log import QuietLog
 from flow_trainer.rollout import micro_batches
 from flow_trainer.run import busy_share
+from flow_trainer.runlog import RunLog
 from flow_trainer.world import Turn, World, open_world, pick_device, restarted
 from rank_checks import check_collectives
 
@@ -57,6 +59,11 @@ def test_too_many_processes_are_refused(recipe_data: dict[str, Any]) -> None:
     recipe_data["sampling"]["micro_batch"] = 1
     assert busy_share(parse_recipe(recipe_data), 4) == 1
     assert busy_share(parse_recipe(recipe_data), 3) == pytest.approx(2 / 3)
+
+
+def test_the_quiet_log_leaves_nothing_out() -> None:
+    public = [name for name, value in vars(RunLog).items() if callable(value) and name[0] != "_"]
+    assert [name for name in public if name not in vars(QuietLog)] == []
 
 
 def test_torchrun_says_when_it_has_restarted(monkeypatch: pytest.MonkeyPatch) -> None:

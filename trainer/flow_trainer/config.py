@@ -279,13 +279,6 @@ class Recipe(Section):
         return self.images_per_epoch // self.update.updates_per_epoch
 
     @property
-    def sharding(self) -> str:
-        """none, full or hybrid."""
-        if self.parallel.sharding != "auto":
-            return self.parallel.sharding
-        return "none" if self.model.tuning == "lora" else "hybrid"
-
-    @property
     def num_updates(self) -> int:
         return self.epochs * self.update.updates_per_epoch
 

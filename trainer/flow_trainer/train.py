@@ -27,6 +27,7 @@ from flow_trainer.run import Run, open_run
 from flow_trainer.runlog import image_grid
 from flow_trainer.sampling import Batch, sample, sample_again
 from flow_trainer.scoring import Scores
+from flow_trainer.sharding import sharding_kind
 from flow_trainer.update import UpdateStats, update_policy
 from flow_trainer.update_nft import update_nft
 from flow_trainer.world import open_world, pick_device, restarted
@@ -40,7 +41,7 @@ def train(recipe: Recipe, folder: Path, *, resume: bool = False) -> dict[str, An
     ConfigError, OutageError, NonFiniteError, RatioError; Interrupted after saving.
     """
     device = pick_device(recipe.device)
-    with open_world(device, recipe.sharding) as world:
+    with open_world(device, sharding_kind(recipe)) as world:
         resume = resume or restarted()
         run = open_run(recipe, folder, resume=resume, device=device, world=world)
         try:
@@ -234,7 +235,6 @@ def _log_epoch(
     timing: dict[str, float],
 ) -> None:
     epoch, tolerance = batch.epoch, ratio_tolerance(run.recipe)
-    pixels = stack_images(batch.images)
     if stats.ratio_error > tolerance and batch.staleness == 0:
         run.log.say(
             f"[yellow]epoch {epoch + 1}: the on-policy ratio is off by {stats.ratio_error:.1e} "
@@ -260,13 +260,15 @@ def _log_epoch(
             **timing,
         },
     )
-    hashes = [
-        (row, image_hash(image)) for row, image in zip(batch.samples.rows, pixels, strict=True)
-    ]
-    everyones = sorted(chain.from_iterable(run.world.exchange(hashes)))
-    run.log.audit(
-        audit_rows(epoch + 1, batch.prompts, [h for _, h in everyones], scores, advantages)
-    )
+    hashes = _image_hashes(run, batch)
+    run.log.audit(audit_rows(epoch + 1, batch.prompts, hashes, scores, advantages))
+
+
+def _image_hashes(run: Run, batch: Batch) -> list[str]:
+    """Of all samples, in the order of their rows."""
+    hashes = map(image_hash, stack_images(batch.images))
+    mine = list(zip(batch.samples.rows, hashes, strict=True))
+    return [found for _, found in sorted(chain.from_iterable(run.world.exchange(mine)))]
 
 
 def _write_summary(run: Run, before: Evaluation | None, after: Evaluation | None) -> dict[str, Any]:
