@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,10 @@ from torch import Tensor, nn
 from flow_trainer.config import Model
 from flow_trainer.errors import ConfigError
 from flow_trainer.models import Conditioning
+from flow_trainer.models.flops import FlopsByText, forward_flops
 from flow_trainer.models.prompt_cache import PromptCache
 from flow_trainer.models.tuning import Tuning, as_float32
+from flow_trainer.throughput import Work
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +69,9 @@ class DiffusersPolicy:
         transformer = self._pipeline.transformer
         channels = family.latent_channels(transformer.config)
         self.latent_shape = (channels, config.height // factor, config.width // factor)
+        count = partial(forward_flops, type(transformer), transformer.config, family.velocity)
+        self._flops = FlopsByText(partial(count, config, self.latent_shape))
+        self._rows: Counter[tuple[int, bool]] = Counter()
         self._tuning = Tuning(
             transformer, config, family.lora_targets, with_reference=with_reference
         )
@@ -102,6 +109,8 @@ class DiffusersPolicy:
         null = None
         if self._has_null:
             null = self.encode([""]).to(self._dtype).repeat(len(x))
+        rows = len(x) if null is None else 2 * len(x)
+        self._rows[conditioning.tokens.shape[1], torch.is_grad_enabled()] += rows
         with torch.autocast(self.device.type, self._dtype, enabled=self._dtype != torch.float32):
             return self._family.velocity(
                 self._tuning.transformer,
@@ -111,6 +120,16 @@ class DiffusersPolicy:
                 conditioning.to(self._dtype),
                 null,
             )
+
+    def take_work(self) -> Work:
+        _, height, width = self.latent_shape
+        backward = 1 if self._config.tuning == "lora" else 2
+        flops = 0.0
+        for (text_tokens, trained), rows in self._rows.items():
+            flops += self._flops(text_tokens) * rows * (1 + backward * trained)
+        tokens = sum(self._rows.values()) * (height // 2) * (width // 2)
+        self._rows.clear()
+        return Work(tokens, flops)
 
     @torch.no_grad()
     def decode(self, x_0: Tensor) -> Tensor:
