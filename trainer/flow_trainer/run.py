@@ -13,6 +13,7 @@ from flow_trainer.config import Recipe, save_resolved
 from flow_trainer.ema import Ema, ema_rule, old_policy_rule
 from flow_trainer.errors import ConfigError
 from flow_trainer.models import Policy, load_policy
+from flow_trainer.optimizers import make_optimizer
 from flow_trainer.prompts import Prompt, read_prompts
 from flow_trainer.runlog import RunLog
 from flow_trainer.scoring import Scorer
@@ -25,7 +26,7 @@ class Run:
     recipe: Recipe
     folder: Path
     policy: Policy
-    optimizer: torch.optim.AdamW
+    optimizer: torch.optim.Optimizer
     ema: Ema | None
     old: Ema | None
     """The policy that samples, where that is not the trained one (nft, awm)."""
@@ -69,13 +70,7 @@ def open_run(recipe: Recipe, folder: Path, *, resume: bool) -> Run:
     policy.prepare_prompts([prompt.text for split in prompts.values() for prompt in split])
     u = recipe.update
     parameters = policy.trainable()
-    optimizer = torch.optim.AdamW(
-        parameters.values(),
-        lr=u.learning_rate,
-        betas=(u.adam_beta1, u.adam_beta2),
-        eps=u.adam_eps,
-        weight_decay=u.weight_decay,
-    )
+    optimizer = make_optimizer(u, parameters)
     ema = old = sampler = None
     if recipe.ema.enabled:
         ema = Ema(parameters, ema_rule(recipe.ema.decay, recipe.ema.interval))

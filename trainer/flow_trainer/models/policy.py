@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -51,13 +51,23 @@ class DiffusersPolicy:
     """See `flow_trainer.models.Policy`."""
 
     def __init__(
-        self, family: Family, config: Model, device: torch.device, *, with_reference: bool
+        self,
+        family: Family,
+        config: Model,
+        device: torch.device,
+        *,
+        with_reference: bool,
+        pipeline: Any = None,
     ) -> None:
+        """`pipeline`: an instance of the family's, instead of the one at config.path."""
         self.device = device
         self._family = family
         self._config = config
         self._dtype = _dtype(config, device)
-        self._pipeline: Any = _load_pipeline(family, config, self._dtype).to(device)
+        if pipeline is None:
+            pipeline = _load_pipeline(family, config, self._dtype)
+        self._pipeline: Any = pipeline
+        (pipeline.transformer if config.offload else pipeline).to(device)
         # The VAE is float32: half precision visibly changes what the reward sees.
         self._vae: Any = as_float32(self._pipeline.vae).requires_grad_(False).eval()
         factor = self._pipeline.vae_scale_factor
@@ -99,7 +109,21 @@ class DiffusersPolicy:
     def _encode(self, prompts: list[str]) -> Conditioning:
         if getattr(self._pipeline, self._family.text_encoders[0]) is None:
             raise RuntimeError(f"text encoders are released and {prompts[0]!r} is not cached")
-        return self._family.encode(self._pipeline, self._config, prompts, self.device)
+        encoders = [getattr(self._pipeline, name) for name in self._family.text_encoders]
+        with self._on_device(*encoders):
+            return self._family.encode(self._pipeline, self._config, prompts, self.device)
+
+    @contextmanager
+    def _on_device(self, *modules: nn.Module | None) -> Iterator[None]:
+        """Inside, offloaded modules visit the policy's device."""
+        visitors = [m for m in modules if m is not None] if self._config.offload else []
+        for module in visitors:
+            module.to(self.device)
+        try:
+            yield
+        finally:
+            for module in visitors:
+                module.to("cpu")
 
     @property
     def _has_null(self) -> bool:
@@ -134,7 +158,8 @@ class DiffusersPolicy:
     @torch.no_grad()
     def decode(self, x_0: Tensor) -> Tensor:
         z = self._family.unscale(self._vae, x_0.float())
-        pixels = self._vae.decode(z, return_dict=False)[0]
+        with self._on_device(self._vae):
+            pixels = self._vae.decode(z, return_dict=False)[0]
         if pixels.ndim == 5:
             pixels = pixels[:, :, 0]  # a video VAE: one frame
         pixels = (pixels * 127.5 + 127.5).round().clamp(0, 255)
