@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,8 @@ from torch import nn
 
 from flow_trainer.config import Model, Update
 from flow_trainer.errors import ConfigError
-from flow_trainer.models import Policy, load_policy
-from flow_trainer.models.kernels import use_attention
+from flow_trainer.models import Policy, kernels, load_policy
+from flow_trainer.models.kernels import compile_blocks, use_attention
 from flow_trainer.optimizers import load_state_tensors, make_optimizer, state_tensors
 from tiny_pipelines import MODELS, build
 
@@ -99,19 +98,23 @@ def test_native_leaves_the_model_alone() -> None:
     use_attention(nn.Linear(1, 1), "native")
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on a CPU needs g++")
-@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
-def test_a_compiled_transformer_has_the_same_ratio(load_tiny: LoadTiny) -> None:
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
+def test_compiled_blocks_serve_rollout_and_replay(
+    load_tiny: LoadTiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from torch._dynamo.utils import counters
 
-    expected = velocity(load_tiny("flux"))
-    counters.clear()
+    plain = load_tiny("flux")
+    compile_blocks(nn.ModuleDict({"blocks": nn.ModuleList([nn.Linear(1, 1)])}))  # options are known
+    # traced and differentiated as ever, but without minutes of a C++ compiler
+    monkeypatch.setattr(kernels, "COMPILE", {"dynamic": False, "backend": "aot_eager"})
     policy = load_tiny("flux", compile=True)
-    assert policy.trainable().keys() == load_tiny("flux").trainable().keys()
+    assert policy.trainable().keys() == plain.trainable().keys()
+    counters.clear()
     sampled, replayed = velocity(policy), velocity(policy, grad=True)
-    assert counters["stats"]["unique_graphs"] > 0
-    torch.testing.assert_close(sampled, expected, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(replayed.detach(), sampled, atol=1e-6, rtol=1e-6)
+    assert counters["stats"]["unique_graphs"] == 4  # two kinds of blocks, with and without gradients
+    assert torch.equal(replayed, sampled)
+    torch.testing.assert_close(sampled, velocity(plain), atol=1e-6, rtol=1e-5)
     replayed.square().sum().backward()
     assert all(p.grad is not None for p in policy.trainable().values())
 

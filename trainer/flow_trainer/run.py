@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,7 +101,7 @@ def open_run(recipe: Recipe, folder: Path, *, resume: bool) -> Run:
         progress or Progress(),
         prompts,
     )
-    _watch_revisions(run)
+    note_revisions(run, {name: meta.revision for name, meta in scorer.metadata().items()})
     return run
 
 
@@ -110,16 +111,16 @@ def _averages(ema: Ema | None, old: Ema | None, sampler: Ema | None) -> dict[str
     return {name: average for name, average in named.items() if average is not None}
 
 
-def _watch_revisions(run: Run) -> None:
-    """Remembers every reward's revision, and says so when a resumed run meets another one."""
-    current = {name: meta.revision for name, meta in run.scorer.metadata().items()}
-    for name, seen in (run.progress.revisions or {}).items():
-        if current.get(name) != seen:
+def note_revisions(run: Run, current: Mapping[str, str]) -> None:
+    """Remembers every reward's revision, and says so, once, when it is no longer the one before."""
+    seen = run.progress.revisions or {}
+    for name, revision in current.items():
+        if name in seen and seen[name] != revision:
             run.log.say(
-                f"[yellow]reward {name} changed from revision {seen} to {current.get(name)}: scores "
-                "before and after may not compare[/yellow]"
+                f"[yellow]reward {name} changed from revision {seen[name]} to {revision} after epoch "
+                f"{run.progress.epoch}: scores before and after may not compare[/yellow]"
             )
-    run.progress.revisions = current
+    run.progress.revisions = {**seen, **current}
 
 
 def pick_device(name: str) -> torch.device:

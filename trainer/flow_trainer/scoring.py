@@ -62,6 +62,10 @@ class Scores:
                     means[f"{name}.{sub}"] = float(np.asarray(values)[batch.valid].mean())
         return means
 
+    def revisions(self) -> dict[str, str]:
+        """Of every reward that scored something; joined by + where replicas differ."""
+        return {n: "+".join(sorted(b.revisions)) for n, b in self.rewards.items() if b.revisions}
+
     def require_one(self) -> None:
         """Raises ScoringError when no sample has a score."""
         if not self.valid.any():

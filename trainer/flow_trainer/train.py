@@ -23,7 +23,7 @@ from flow_trainer.errors import Interrupted
 from flow_trainer.evaluate import Evaluation, evaluate
 from flow_trainer.feedback import Feedback
 from flow_trainer.ratio import check_ratio, ratio_tolerance
-from flow_trainer.run import Run, open_run
+from flow_trainer.run import Run, note_revisions, open_run
 from flow_trainer.runlog import image_grid
 from flow_trainer.sampling import Batch, sample, sample_again
 from flow_trainer.scoring import Scores
@@ -84,6 +84,7 @@ def _epochs(run: Run) -> None:
         }
         pixels = torch.cat(batch.images).numpy()
         scores = feedback.scores
+        note_revisions(run, scores.revisions())
         _log_epoch(run, batch, pixels, scores, feedback.advantages, stats, timing)
         _after_epoch(run, epoch + 1, pixels, scores)
 

@@ -19,6 +19,9 @@ OF_TORCH = {
     "native_math": SDPBackend.MATH,
 }
 """Kernels of torch's scaled_dot_product_attention."""
+COMPILE: dict[str, Any] = {"dynamic": False, "options": {"emulate_precision_casts": True}}
+"""Shapes are never made dynamic, and values between fused operations are rounded as without compiling:
+otherwise the kernels of a forward with and of one without gradients would round differently."""
 SHAPES = 64
 """Variants of a block that may be compiled: by batch size, with and without gradient and adapter."""
 
@@ -61,9 +64,7 @@ class _OneKernel:
 def compile_blocks(transformer: nn.Module) -> None:
     """Compiles every transformer block, at its first call, in place: names of parameters stay.
 
-    Blocks of one kind share a compilation, which takes a fraction of the whole model's time. Shapes
-    are never made dynamic, and values between fused operations are rounded as without compilation:
-    otherwise the kernels of a forward with and without gradients would round differently.
+    Blocks of one kind share a compilation, which takes a fraction of the whole model's time.
     """
     import torch._dynamo
 
@@ -71,4 +72,4 @@ def compile_blocks(transformer: nn.Module) -> None:
     for child in transformer.children():
         if isinstance(child, nn.ModuleList):
             for block in child:
-                block.compile(dynamic=False, options={"emulate_precision_casts": True})
+                block.compile(**COMPILE)

@@ -16,7 +16,7 @@ import transformers
 from torch import Tensor, nn
 
 from flow_trainer.config import Model
-from flow_trainer.errors import ConfigError
+from flow_trainer.errors import ConfigError, NonFiniteError
 from flow_trainer.models import Conditioning
 from flow_trainer.models.flops import FlopsByText, forward_flops
 from flow_trainer.models.prompt_cache import PromptCache
@@ -162,6 +162,10 @@ class DiffusersPolicy:
             pixels = self._vae.decode(z, return_dict=False)[0]
         if pixels.ndim == 5:
             pixels = pixels[:, :, 0]  # a video VAE: one frame
+        if not pixels.isfinite().all():
+            raise NonFiniteError(
+                "decoded pixels are not finite although the latents are: the VAE's weights are broken"
+            )
         pixels = (pixels * 127.5 + 127.5).round().clamp(0, 255)
         return pixels.to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu()
 
