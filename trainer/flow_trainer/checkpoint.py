@@ -27,7 +27,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +34,7 @@ from torch import Tensor, nn
 from flow_trainer.ema import EMA_STEP, Ema
 from flow_trainer.errors import ConfigError
 from flow_trainer.models import Policy
+from flow_trainer.optimizers import load_state_tensors, state_tensors
 from flow_trainer.tensor_files import read_tensors, tensors_exist, write_tensors
 from flow_trainer.world import ALONE, World
 
@@ -79,7 +79,7 @@ class Checkpoints:
         parameters = policy.trainable()
         with self._published(final) as partial:
             self._write(parameters, partial / "weights")
-            self._write(_moments(parameters, optimizer), partial / "optimizer")
+            self._write(state_tensors(parameters, optimizer), partial / "optimizer")
             for name, average in averages.items():
                 self._write(average.state_dict(), partial / name)
             self._export(policy, averages.get("ema"), partial / "adapter")
@@ -120,7 +120,7 @@ class Checkpoints:
         folder = self._folder / newest[0]
         parameters = policy.trainable()
         _copy_into(parameters, read_tensors(folder / "weights", parameters.get), folder)
-        _load_moments(parameters, optimizer, folder / "optimizer")
+        load_state_tensors(parameters, optimizer, _optimizer_state(parameters, folder))
         for name, average in averages.items():
             if not tensors_exist(folder / name):
                 raise ConfigError(
@@ -179,33 +179,14 @@ def _publish(partial: Path, final: Path) -> None:
     os.rename(partial, final)
 
 
-def _moments(
-    parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer
-) -> dict[str, Tensor]:
-    return {
-        f"{name}.{key}": value
-        for name, parameter in parameters.items()
-        for key, value in optimizer.state.get(parameter, {}).items()
-    }
+def _optimizer_state(parameters: dict[str, nn.Parameter], folder: Path) -> dict[str, Tensor]:
+    """Divided as the parameters are."""
 
-
-def _load_moments(
-    parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, path: Path
-) -> None:
     def like(key: str) -> Tensor | None:
         name, _, field = key.rpartition(".")
         return None if field == "step" else parameters.get(name)
 
-    moments: dict[str, dict[str, Any]] = {}
-    for key, value in read_tensors(path, like).items():
-        name, _, field = key.rpartition(".")
-        parameter = parameters[name]
-        # AdamW keeps its step counter on the CPU
-        moments.setdefault(name, {})[field] = (
-            value if field == "step" else value.to(parameter.device, parameter.dtype)
-        )
-    for name, values in moments.items():
-        optimizer.state[parameters[name]] = values
+    return read_tensors(folder / "optimizer", like)
 
 
 def _copy_into(parameters: dict[str, nn.Parameter], state: dict[str, Tensor], source: Path) -> None:

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from flow_trainer.errors import ConfigError
+from flow_trainer.overrides import apply_override, resolve_paths
 
 
 class Section(BaseModel):
@@ -66,6 +67,23 @@ class Model(Section):
     published Flow-GRPO adapters) or an adapter/ of a run. Its rank and targets count. The reference
     of a KL term stays the model without it."""
     gradient_checkpointing: bool = False
+    compile: bool = False
+    """torch.compile of the transformer's blocks, the same for sampling and replay."""
+    attention: Literal[
+        "native",
+        "native_flash",
+        "native_cudnn",
+        "native_efficient",
+        "native_math",
+        "flash",
+        "flash_hub",
+        "xformers",
+    ] = "native"
+    """What computes attention, in sampling and replay alike. native: torch's choice among its own
+    kernels; native_...: one of them. The others, for FLUX and Qwen-Image, need their packages:
+    flash-attn, kernels, xformers."""
+    offload: bool = False
+    """Text encoders and VAE stay in host memory and visit the GPU for each use."""
     prompt_cache_gb: float = Field(default=16.0, gt=0)
     """Host memory for encoded prompts. When all prompts of the recipe fit, the text encoders are freed
     before training; else prompts are encoded as they come."""
@@ -172,6 +190,8 @@ class Update(Section):
     forward process: noise levels per sample (default: num_steps - 1)."""
     steps_per_forward: int = Field(default=1, ge=1)
     """Window steps replayed in one transformer forward (a performance knob)."""
+    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
+    """adamw8bit: moments in 8 bits (needs bitsandbytes), a quarter of their memory."""
     learning_rate: float = Field(default=3e-4, gt=0)
     warmup_updates: int = Field(default=0, ge=0)
     final_learning_rate: float = Field(default=1.0, ge=0, le=1)
@@ -322,8 +342,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from None
     for override in overrides:
-        _apply(data, override)
-    _resolve_paths(data, path.parent)
+        apply_override(data, override)
+    resolve_paths(data, path.parent)
     return parse_recipe(data, source=str(path))
 
 
@@ -342,35 +362,6 @@ def save_resolved(recipe: Recipe, path: Path) -> None:
 
 def load_resolved(path: Path) -> Recipe:
     return parse_recipe(json.loads(path.read_text(encoding="utf-8")), source=str(path))
-
-
-def _apply(data: dict[str, Any], override: str) -> None:
-    key, separator, text = override.partition("=")
-    if not separator or not key.strip():
-        raise ConfigError(f"--set {override}: write --set section.key=value")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text
-    *sections, last = key.strip().split(".")
-    for section in sections:
-        data = data.setdefault(section, {})
-        if not isinstance(data, dict):
-            raise ConfigError(f"--set {override}: {section} is a value, not a section")
-    data[last] = value
-
-
-def _resolve_paths(data: dict[str, Any], folder: Path) -> None:
-    model, prompts = data.get("model"), data.get("prompts")
-    if isinstance(model, dict) and isinstance(model.get("path"), str):
-        for key in ("path", "adapter"):
-            value = model.get(key)
-            if isinstance(value, str) and (folder / value).is_dir():
-                model[key] = str((folder / value).resolve())
-    if isinstance(prompts, dict):
-        for key, value in prompts.items():
-            if isinstance(value, str):
-                prompts[key] = str((folder / value).resolve())
 
 
 def _explain(data: dict[str, Any], detail: Any) -> str:

@@ -23,11 +23,12 @@ from flow_trainer.errors import Interrupted
 from flow_trainer.evaluate import Evaluation, evaluate, stack_images
 from flow_trainer.feedback import Feedback
 from flow_trainer.ratio import check_ratio, ratio_tolerance
-from flow_trainer.run import Run, open_run
+from flow_trainer.run import Run, note_revisions, open_run
 from flow_trainer.runlog import image_grid
 from flow_trainer.sampling import Batch, sample, sample_again
 from flow_trainer.scoring import Scores
 from flow_trainer.sharding import sharding_kind
+from flow_trainer.throughput import Work, peak_flops, peak_memory_gb, reset_peak_memory, speed
 from flow_trainer.update import UpdateStats, update_policy
 from flow_trainer.update_nft import update_nft
 from flow_trainer.world import open_world, pick_device, restarted
@@ -64,6 +65,7 @@ def _epochs(run: Run) -> None:
     run.log.start(run.progress.epoch)
     ahead = sample_again(run)
     for epoch in range(run.progress.epoch, recipe.epochs):
+        _restart_meters(run)
         started = time.perf_counter()
         # SAMPLING: images leave for the rewards while the next micro-batch is drawn
         batch = ahead or sample(run, epoch)
@@ -86,9 +88,36 @@ def _epochs(run: Run) -> None:
             "reward_wait_s": feedback.wait_s,
             "update_s": ended - sampled - feedback.wait_s,
             "epoch_s": ended - started,
+            **_meters(run, ended - started),
         }
+        note_revisions(run, feedback.scores.revisions())
         _log_epoch(run, batch, feedback.scores, feedback.advantages, stats, timing)
         _after_epoch(run, batch, feedback.scores)
+
+
+def _restart_meters(run: Run) -> None:
+    run.policy.take_work()
+    run.scorer.traffic.take()
+    reset_peak_memory(run.policy.device)
+
+
+def _meters(run: Run, seconds: float) -> dict[str, float]:
+    recipe, device = run.recipe, run.policy.device
+    peak = peak_flops(device, recipe.model.dtype)
+    traffic = run.scorer.traffic.take()
+    work = run.policy.take_work()
+    ranks = run.world.exchange([work.tokens, work.flops, peak_memory_gb(device), *traffic.values()])
+    tokens, flops, memory, *sent = zip(*ranks, strict=True)
+    return {
+        **speed(
+            Work(sum(tokens), sum(flops)),
+            recipe.images_per_epoch,
+            seconds,
+            None if peak is None else peak * run.world.size,
+        ),
+        "peak_memory_gb": max(memory),
+        **{name: sum(column) for name, column in zip(traffic, sent, strict=True)},
+    }
 
 
 def _update(run: Run, batch: Batch, feedback: Feedback) -> UpdateStats:

@@ -17,6 +17,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from flow_trainer.config import Model
 from flow_trainer.errors import ConfigError
+from flow_trainer.models.kernels import compile_blocks, use_attention
 from flow_trainer.sharding import shard, whole_state
 
 PEFT_FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -37,6 +38,7 @@ class Tuning:
         self.transformer: Any = transformer.requires_grad_(False).eval()
         self._lora = config.tuning == "lora"
         self._reference: Any = None
+        use_attention(transformer, config.attention)
         if config.gradient_checkpointing:
             transformer.enable_gradient_checkpointing()
         if self._lora:
@@ -45,6 +47,9 @@ class Tuning:
             if with_reference:
                 self._reference = copy.deepcopy(transformer)
             as_float32(transformer).requires_grad_(True)
+        if config.compile:
+            for module in filter(None, (transformer, self._reference)):
+                compile_blocks(module)
         self._class = type(transformer)
         self._sharded = mesh is not None
         if mesh is not None:
