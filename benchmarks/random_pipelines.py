@@ -112,6 +112,7 @@ def _clip(suffix: str, width: int, layers: int, shrunk: bool, *, projection: boo
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     config = CLIPTextConfig(
+        vocab_size=64 if shrunk else 49408,
         hidden_size=width,
         intermediate_size=64 if shrunk else 4 * width,
         num_hidden_layers=2 if shrunk else layers,
@@ -129,7 +130,7 @@ def _t5(suffix: str, shrunk: bool) -> dict[str, Any]:
     from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
     config = T5Config(
-        vocab_size=32128,
+        vocab_size=64 if shrunk else 32128,
         d_model=4096,
         d_kv=64,
         d_ff=64 if shrunk else 10240,
