@@ -15,19 +15,19 @@ skip() { echo "*** CONTAINERS ARE NOT TESTED: $1 ***" >&2; exit 0; }
 
 clean_up() {
   trap '' INT TERM
-  { # What a killed test leaves.
+  if docker info > /dev/null 2>&1; then # What a killed test leaves.
     docker ps --all --quiet --filter "$label" | xargs --no-run-if-empty docker rm --force --volumes
     docker network ls --quiet --filter "$label" | xargs --no-run-if-empty docker network rm
     docker volume ls --quiet --filter "$label" | xargs --no-run-if-empty docker volume rm
-  } > /dev/null || true
-  test -z "$started" || bash "$engine_script" stop
+  fi > /dev/null || true
+  test -z "$started" || bash "$engine_script" stop || true
 }
 
 if ! docker info > /dev/null 2>&1; then
   test -f "$engine_script" || skip "no Docker engine is running"
   trap clean_up EXIT
   started=yes
-  exports=$(bash "$engine_script" up < /dev/null | tee /dev/stderr | tail -1) ||
+  exports=$(bash "$engine_script" up < /dev/null | tee >(cat >&2) | tail -1) ||
     skip "$engine_script could not start a Docker engine"
   eval "$exports"
 fi
