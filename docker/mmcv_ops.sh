@@ -10,6 +10,6 @@ pip uninstall --yes mmcv-lite
 pip install "setuptools<81" wheel
 # Half of the compiler's time is debug information, which nobody reads here.
 export MMCV_WITH_OPS=1 FORCE_CUDA CFLAGS=-g0
-PATH=/opt/flow-rewards/bin:$PATH pip install --no-deps --no-build-isolation --no-binary mmcv \
+pip install --no-deps --no-build-isolation --no-binary mmcv \
   "mmcv==$MMCV_VERSION"
 /opt/flow-rewards/bin/python -c "from mmcv.ops import MultiScaleDeformableAttention"
