@@ -124,7 +124,8 @@ def test_weights(tmp_path: Path, pipeline_folder: Path, monkeypatch: pytest.Monk
     files = {"model_index.json": b"{}"}
     for gated, message in ((True, "is gated and no token is set"), (False, None)):
         with model_hub(files, gated=gated) as address:
-            monkeypatch.setattr(constants, "ENDPOINT", address)
+            template = address + "/{repo_id}/resolve/{revision}/{filename}"
+            monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
             if message is None:
                 assert "readable with no token" in can_load("owner/model", COMMIT)
                 with pytest.raises(ConfigError, match="the hub has no owner/other"):

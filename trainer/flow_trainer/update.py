@@ -289,14 +289,14 @@ def _step(
     rate = learning_rate(recipe, update)
     for group in optimizer.param_groups:
         group["lr"] = rate
-    norm = whole(
-        torch.nn.utils.clip_grad_norm_(
-            policy.trainable().values(), recipe.update.max_grad_norm, error_if_nonfinite=False
-        )
-    )
-    check_gradients(norm, policy.trainable(), update)
+    parameters = policy.trainable()
+    gradients = [p.grad for p in parameters.values() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    total = whole(norm)
+    check_gradients(total, parameters, update)
+    torch.nn.utils.clip_grads_with_norm_(parameters.values(), recipe.update.max_grad_norm, norm)
     optimizer.step()
-    stats.grad_norm = max(stats.grad_norm, float(norm))
+    stats.grad_norm = max(stats.grad_norm, float(total))
     stats.learning_rate = rate
     stats.updates += 1
 

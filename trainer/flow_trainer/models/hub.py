@@ -22,12 +22,7 @@ def can_load(path: str, revision: str | None) -> str:
         hf_hub_url,
         try_to_load_from_cache,
     )
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        RepositoryNotFoundError,
-    )
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     token = "a token" if get_token() else "no token"
     try:
@@ -44,7 +39,7 @@ def can_load(path: str, revision: str | None) -> str:
             f"the hub has no {path}, or it is private ({token} is set): correct model.path, or run "
             "`hf auth login`"
         ) from error
-    except (HFValidationError, HfHubHTTPError, OSError) as error:
+    except Exception as error:  # network errors are those of the hub client's HTTP library
         raise ConfigError(
             f"model.path = {path!r} is no folder, and the hub cannot be asked: "
             f"{str(error).splitlines()[0]}"
