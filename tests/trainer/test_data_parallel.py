@@ -82,9 +82,9 @@ def state(run: Path, epoch: int) -> dict[str, torch.Tensor]:
 
 
 def metrics(run: Path, kind: str = "train") -> list[dict[str, Any]]:
-    """Without what a clock says."""
+    """Without what the machine makes of it: times, rates, memory."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    timed = re.compile("_s$")
+    timed = re.compile("_s$|_per_second$|tflops|memory|in_flight")
     return [
         {k: v for k, v in row.items() if k != "kind" and not timed.search(k)}
         for row in rows

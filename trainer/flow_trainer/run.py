@@ -45,8 +45,8 @@ class Run:
 
     def asked_to_stop(self) -> bool:
         """Whether a signal asked any rank to save and leave; all ranks ask together."""
-        self.stopping = self.world.any(self.stopping)
-        return self.stopping
+        # never written back: a signal that arrives meanwhile would be lost
+        return self.world.any(self.stopping)
 
     def averaged(self) -> AbstractContextManager[None]:
         """Inside, the policy has the EMA weights."""
