@@ -58,7 +58,7 @@ def _epochs(run: Run) -> None:
     run.log.start(run.progress.epoch)
     ahead = sample_again(run)
     for epoch in range(run.progress.epoch, recipe.epochs):
-        started = time.perf_counter()
+        started, cpu = time.perf_counter(), time.process_time()
         # SAMPLING: images leave for the rewards while the next micro-batch is drawn
         batch = ahead or sample(run, epoch)
         ahead = None
@@ -78,6 +78,7 @@ def _epochs(run: Run) -> None:
             "reward_wait_s": feedback.wait_s,
             "update_s": ended - sampled - feedback.wait_s,
             "epoch_s": ended - started,
+            "epoch_cpu_s": time.process_time() - cpu,
         }
         pixels = torch.cat(batch.images).numpy()
         scores = feedback.scores
