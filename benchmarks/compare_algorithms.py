@@ -200,7 +200,9 @@ def main() -> int:
     failed: list[Job] = []
     if not options.report and not all(job.done for job in jobs):
         options.runs.mkdir(parents=True, exist_ok=True)
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        # SIGINT too: a shell's background jobs start with it ignored
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.default_int_handler)
         with ocr_service(options.runs / "service.log") as url:
             failed = run_jobs(jobs, url, options.jobs)
     outcomes = read_outcomes(options.runs, options.only, options.seeds, options.budget)
