@@ -26,11 +26,11 @@ from flow_trainer.config import Recipe, load_recipe
 from flow_trainer.demo import PROCESS_ENV, RECIPE, ocr_service
 from flow_trainer.estimate import forwards
 
-BUDGET = 80_000
+BUDGET = 54_000
 """Transformer forwards of a run's training, the backward counted as two; evaluations come on top."""
 
 SEEDS = (42, 43, 44)
-VALIDATIONS = 6
+VALIDATIONS = 5
 """Along a run."""
 WARMUP = 0.1
 """Of all updates, as in the demo."""
