@@ -22,7 +22,7 @@ from pathlib import Path
 
 from comparison import Outcomes, draw, read_outcome, table
 
-from flow_trainer.config import Recipe, load_recipe
+from flow_trainer.config import load_recipe
 from flow_trainer.demo import PROCESS_ENV, RECIPE, ocr_service
 from flow_trainer.estimate import forwards
 
@@ -79,7 +79,7 @@ class Job:
         return (self.folder / "summary.json").exists()
 
 
-def overrides(variant: str, seed: int, budget: int = BUDGET) -> list[str]:
+def overrides(variant: str, seed: int, budget: int) -> list[str]:
     """A variant's settings, with the epochs that the budget allows and what follows from them."""
     fixed = [*COMMON, *VARIANTS[variant], f"seed={seed}"]
     recipe = load_recipe(RECIPE, fixed)
@@ -91,10 +91,6 @@ def overrides(variant: str, seed: int, budget: int = BUDGET) -> list[str]:
         f"update.warmup_updates={round(WARMUP * updates)}",
         f"evaluation.every={max(1, round(epochs / VALIDATIONS))}",
     ]
-
-
-def recipe_of(variant: str, seed: int, budget: int = BUDGET) -> Recipe:
-    return load_recipe(RECIPE, overrides(variant, seed, budget))
 
 
 def train_job(runs: Path, variant: str, seed: int, budget: int) -> Job:
@@ -124,9 +120,9 @@ def run_jobs(waiting: Sequence[Job], url: str, at_once: int) -> list[Job]:
                 running[job] = _start(job, url)
             time.sleep(POLL_S)
             for job in [job for job, process in running.items() if process.poll() is not None]:
-                status = running.pop(job).returncode
-                print(f"{job.folder.name}: {'done' if status == 0 else 'failed'}", file=sys.stderr)
-                if status:
+                del running[job]
+                print(f"{job.folder.name}: {'done' if job.done else 'failed'}", file=sys.stderr)
+                if not job.done:
                     failed.append(job)
     finally:
         for process in running.values():

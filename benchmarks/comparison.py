@@ -7,12 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from flow_trainer.config import load_resolved
 from flow_trainer.estimate import forwards
 from flow_trainer.report import read_metrics
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 
@@ -154,7 +158,7 @@ def _xy(run: Outcome, x: str) -> np.ndarray:
     return np.array([[getattr(point, x), point.score] for point in run.curve]).T
 
 
-def _lines(axes, curves: Sequence[np.ndarray], name: str, color: str) -> None:
+def _lines(axes: Axes, curves: Sequence[np.ndarray], name: str, color: str) -> None:
     for curve in curves:
         axes.plot(*curve, color=color, linewidth=0.8, alpha=0.4)
     if curves:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flow_trainer.config import save_resolved
+from flow_trainer.config import Recipe, load_recipe, save_resolved
 from flow_trainer.estimate import forwards
 from processes import PATHS, ROOT
 
@@ -26,11 +26,15 @@ def compare() -> Iterator[ModuleType]:
         yield import_module("compare_algorithms")
 
 
+def recipe_of(compare: ModuleType, variant: str, seed: int) -> Recipe:
+    return load_recipe(compare.RECIPE, compare.overrides(variant, seed, compare.BUDGET))
+
+
 def finish(compare: ModuleType, runs: Path, variant: str, seed: int) -> None:
     """Leaves what a finished run and its base evaluation would, of 4 epochs."""
     folder = compare.train_job(runs, variant, seed, compare.BUDGET).folder
     (folder / "heldout").mkdir(parents=True)
-    save_resolved(compare.recipe_of(variant, seed), folder / "recipe.json")
+    save_resolved(recipe_of(compare, variant, seed), folder / "recipe.json")
     rows = []
     for epoch in range(1, 5):
         rows.append({"kind": "train", "epoch": epoch, "epoch_cpu_s": 10.0})
@@ -52,13 +56,13 @@ def finish(compare: ModuleType, runs: Path, variant: str, seed: int) -> None:
 
 def test_variants_are_recipes_that_cost_the_same(compare: ModuleType) -> None:
     for variant in compare.VARIANTS:
-        recipe = compare.recipe_of(variant, 43)
+        recipe = recipe_of(compare, variant, 43)
         cost = recipe.epochs * recipe.images_per_epoch * forwards(recipe).total
         assert cost == pytest.approx(compare.BUDGET, rel=0.04), variant
         assert recipe.seed == 43
         assert recipe.update.warmup_updates == pytest.approx(0.1 * recipe.num_updates, abs=1)
-    assert compare.recipe_of("Flow-GRPO, KL", 42).update.beta > 0
-    assert compare.recipe_of("DiffusionNFT", 42).update.forward_process
+    assert recipe_of(compare, "Flow-GRPO, KL", 42).update.beta > 0
+    assert recipe_of(compare, "DiffusionNFT", 42).update.forward_process
 
 
 def test_an_outcome_is_read_from_a_run_folder(compare: ModuleType, tmp_path: Path) -> None:
