@@ -38,7 +38,6 @@ class Outcome:
 
     seed: int
     epochs: int
-    images: int
     forwards_per_image: int
     before: float
     after: float
@@ -70,7 +69,6 @@ def read_outcome(run: Path, base_score: float) -> Outcome:
     return Outcome(
         seed=summary["seed"],
         epochs=summary["epochs"],
-        images=summary["epochs"] * recipe.images_per_epoch,
         forwards_per_image=per_image,
         before=summary["heldout_before"],
         after=summary["heldout_after"],
