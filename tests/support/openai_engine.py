@@ -103,13 +103,13 @@ class _HangUp(Response):
 
 @contextmanager
 def scripted_engine(
-    script: Callable[[str], Sequence[Reply]], **options: Any
+    script: Callable[[str], Sequence[Reply]], port: int = 0, **options: Any
 ) -> Iterator[ScriptedEngine]:
-    """Serves on a free port of loopback until the block ends."""
+    """Serves on a port of loopback, any free one by default, until the block ends."""
     engine = ScriptedEngine(script, **options)
     config = uvicorn.Config(
         engine.app(),
-        port=0,
+        port=port,
         log_level="critical",
         ws="none",
         lifespan="off",
@@ -121,8 +121,8 @@ def scripted_engine(
     while not server.started:
         assert thread.is_alive(), "the engine did not start"
         time.sleep(0.005)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    engine.url = f"http://127.0.0.1:{port}/v1"
+    bound = server.servers[0].sockets[0].getsockname()[1]
+    engine.url = f"http://127.0.0.1:{bound}/v1"
     try:
         yield engine
     finally:

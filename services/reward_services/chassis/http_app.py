@@ -124,7 +124,8 @@ async def livez() -> dict[str, str]:
 
 
 @router.get(
-    "/readyz", responses={503: {"description": "reason: loading, warming, draining, failed"}}
+    "/readyz",
+    responses={503: {"description": "reason: loading, warming, waiting, draining, failed"}},
 )
 async def readyz(request: Request, response: Response) -> dict[str, str]:
     """200 when the service takes work."""

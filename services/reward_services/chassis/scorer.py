@@ -83,6 +83,12 @@ class Scorer(ABC):
         returns `sample.image.shape`. Cheap: it runs on the event loop."""
         return None
 
+    def is_available(self) -> bool:
+        """Whether what the scorer needs elsewhere, an engine of its own, answers. Asked every few
+        seconds on a thread; while it is False the service is not ready and refuses calls. Only for
+        scorers that override it."""
+        return True
+
     def warmup_samples(self) -> Sequence[Sample]:
         """Samples scored once before the service says it is ready."""
         grey = np.full((512, 512, 3), 127, np.uint8)

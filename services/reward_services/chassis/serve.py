@@ -17,7 +17,7 @@ from reward_services.chassis.grpc_app import GrpcFront
 from reward_services.chassis.http_server import HttpFront
 from reward_services.chassis.isolation import summary
 from reward_services.chassis.scorer import Scorer
-from reward_services.chassis.service import RewardService
+from reward_services.chassis.service import RewardService, State
 from reward_services.chassis.settings import ServiceSettings
 
 logger = logging.getLogger(__name__)
@@ -28,6 +28,7 @@ EXIT_DEVICE_LOST = 3
 
 # Once nothing is left to answer: time for the last bytes to leave.
 _FLUSH_S = 2.0
+_DEPENDENCY_S = 2.0
 
 
 class StartFailed(Exception):
@@ -76,7 +77,9 @@ class _Process:
             if grpc:
                 await grpc.set_serving(True)
             self._say(f"ready {' '.join(self._urls)}")
+            watch = asyncio.create_task(self._watch_dependency(service, grpc))
             await _first(service.device_lost, stop)
+            watch.cancel()
             if grpc:
                 await grpc.set_serving(False)
             if service.device_lost.done():
@@ -131,6 +134,19 @@ class _Process:
             raise StartFailed(
                 f"loading {self._name} failed: {summary(error)} (--log-level debug tells more)"
             ) from error
+
+    async def _watch_dependency(self, service: RewardService, grpc: GrpcFront | None) -> None:
+        while service.has_dependency:
+            await asyncio.sleep(_DEPENDENCY_S)
+            if not await service.check_dependency():
+                continue
+            is_ready = service.state is State.READY
+            if grpc:
+                await grpc.set_serving(is_ready)
+            if is_ready:
+                logger.info("ready again")
+            else:
+                logger.warning("not ready: what the reward depends on does not answer")
 
     async def _drain(self, service: RewardService) -> None:
         delay_s = self._settings.effective_readiness_delay_s

@@ -46,6 +46,7 @@ class State(StrEnum):
     LOADING = "loading"
     WARMING = "warming"
     READY = "ready"
+    WAITING = "waiting"
     DRAINING = "draining"
     FAILED = "failed"
 
@@ -53,6 +54,7 @@ class State(StrEnum):
 _REFUSALS = {
     State.LOADING: (Reason.LOADING, "the model is still loading"),
     State.WARMING: (Reason.LOADING, "the model is still warming up"),
+    State.WAITING: (Reason.CONNECTION, "what it depends on does not answer; see its log"),
     State.DRAINING: (Reason.DRAINING, "the service is shutting down; use another replica"),
     State.FAILED: (Reason.DEVICE_FAILED, "the device is lost; use another replica"),
 }
@@ -113,6 +115,20 @@ class RewardService:
             device=self._device,
         )
         self._set_state(State.READY)
+
+    @property
+    def has_dependency(self) -> bool:
+        """Whether the scorer needs something elsewhere: `check_dependency` then makes sense."""
+        return type(self._scorer).is_available is not Scorer.is_available
+
+    async def check_dependency(self) -> bool:
+        """Readiness follows what the scorer depends on; True when that changed."""
+        available = await asyncio.to_thread(self._scorer.is_available)
+        wanted = State.READY if available else State.WAITING
+        if self.state is wanted or self.state not in (State.READY, State.WAITING):
+            return False
+        self._set_state(wanted)
+        return True
 
     def announce_drain(self) -> None:
         """Readiness says no; calls are still taken, because balancers notice only after a while."""

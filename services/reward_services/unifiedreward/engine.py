@@ -27,6 +27,10 @@ class Engine(Protocol):
         """A (H, W, 3) uint8 RGB image and what is asked of it, ready to send; on many threads."""
         ...
 
+    def is_available(self) -> bool:
+        """Whether the engine answers at all."""
+        ...
+
     def answer(self, questions: Sequence[Any]) -> list[Answer | ItemFailure]:
         """One outcome per question, in order; on the device thread."""
         ...

@@ -75,6 +75,16 @@ class HttpEngine:
     def answer(self, questions: Sequence[bytes]) -> list[Answer | ItemFailure]:
         return asyncio.run(self._answer_all(questions))
 
+    def is_available(self) -> bool:
+        return asyncio.run(self._is_up())
+
+    async def _is_up(self) -> bool:
+        async with self._client(_CHECK_TIMEOUT_S) as client:
+            try:
+                return (await client.get(f"{self._url}/models")).status_code < 500
+            except httpx.RequestError:
+                return False
+
     def _data_url(self, image: np.ndarray) -> str:
         file = io.BytesIO()
         # The engine is near: time counts more than bytes.

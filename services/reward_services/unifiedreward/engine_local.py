@@ -65,6 +65,9 @@ class LocalEngine:
             )
         return picture(image, self._image_size), chat
 
+    def is_available(self) -> bool:
+        return True
+
     def answer(self, questions: Sequence[Question]) -> list[Answer | ItemFailure]:
         import torch
 

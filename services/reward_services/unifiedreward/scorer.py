@@ -65,6 +65,9 @@ class UnifiedRewardScorer(Scorer):
             revision=_revision(self.settings, self.prompt, self.engine.identity),
         )
 
+    def is_available(self) -> bool:
+        return self.engine.is_available()
+
     def prepare(self, sample: Sample) -> Any:
         return self.engine.question(sample.image, self.prompt.ask(sample.prompt))
 
