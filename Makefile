@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 .PHONY: help demo test test-paddle test-triton lint types unit proto-check bench clean
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 17
 
 demo: $(VENV)/.demo ## start the OCR reward, train the tiny SD3 model against it, write a report
 	$(BIN)/flow-grpo demo $(DEMO)
@@ -49,6 +49,12 @@ test-triton: $(VENV)/.dev .venv-triton/.done ## the published Triton client agai
 	$(PYTHON) -m venv .venv-triton
 	.venv-triton/bin/python -m pip --disable-pip-version-check install --quiet 'tritonclient[http,grpc]==2.73.0'
 	@touch $@
+
+test-containers: $(VENV)/.dev ## the images, built, started and called, on a Docker engine
+	docker/ci/run.sh $(BIN)/python
+
+geneval-ops: ## GenEval's image with mmcv's operators compiled: most of an hour on two cores
+	MMCV_OPS=1 docker compose build geneval
 
 bench: ## service overhead and batching, against Flask + pickle and LitServe
 	$(PYTHON) -m venv .venv-bench

@@ -14,5 +14,5 @@ LABEL org.opencontainers.image.title="flow-rewards gateway" \
 EXPOSE 8100-8110 9100-9110 8404
 # The soft stop: calls under way are finished.
 STOPSIGNAL SIGUSR1
-HEALTHCHECK --interval=5s --timeout=3s --start-period=10s CMD ["bash", "-c", "</dev/tcp/127.0.0.1/8100"]
+HEALTHCHECK --interval=5s --timeout=10s --start-period=10s CMD ["bash", "-c", "</dev/tcp/127.0.0.1/8100"]
 CMD ["haproxy", "-db", "-f", "/etc/haproxy/haproxy.cfg"]

@@ -68,7 +68,7 @@ EXPOSE 8000 9000
 VOLUME /weights
 STOPSIGNAL SIGTERM
 # A model may load for minutes: until the first success, failures do not count.
-HEALTHCHECK --interval=5s --timeout=3s --start-period=30m --retries=3 CMD ["reward-serve", "--probe"]
+HEALTHCHECK --interval=5s --timeout=10s --start-period=30m --retries=3 CMD ["reward-serve", "--probe"]
 
 # exec: SIGTERM reaches the service, which then drains.
 CMD ["sh", "-c", "exec reward-serve \"$REWARD\""]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -99,6 +101,28 @@ def test_an_image_without_a_reward_is_refused() -> None:
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 1
     assert "pyproject.toml has no extra 'nonsense'; it has " in run.stderr
+
+
+@pytest.mark.parametrize("script", ["exit 1\n", None])
+def test_without_an_engine_nothing_is_tested_and_nothing_fails(
+    script: str | None, tmp_path: Path
+) -> None:
+    starter = tmp_path / "engine.sh"
+    if script is not None:
+        starter.write_text(script)
+    run = subprocess.run(
+        ["bash", str(DOCKER / "ci/run.sh"), sys.executable],
+        env={
+            **os.environ,
+            "DOCKER_HOST": f"unix://{tmp_path}/none",
+            "CONTAINERS_ENGINE": str(starter),
+        },
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0
+    (line,) = run.stderr.splitlines()
+    assert line.startswith("*** CONTAINERS ARE NOT TESTED: ")
 
 
 def exported_metrics() -> set[str]:

@@ -5,7 +5,6 @@ Heavy imports wait until the arguments are read, so that --help answers at once.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import os
 import sys
@@ -54,6 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _nearest(name: str) -> str:
+    import difflib
+
     close = difflib.get_close_matches(name, rewards(), n=1)
     return f", did you mean {close[0]}" if close else ""
 

@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from compose_stack import BASE, CI, TOKEN, Stack
@@ -153,16 +152,8 @@ def test_with_a_token_strangers_are_refused(
             value(url)
 
 
-def test_pickscore_scores_in_a_torch_image(stack: Stack, tiny_weights: Path) -> None:
-    stack.build("pickscore")
-    assert stack.mb_above_base("pickscore") + BASE_MB < 1700
-    stack.up("pickscore", files=(*BASE, CI))
-    assert np.isfinite(value("http://127.0.0.1:8104"))
-    assert value("grpc://127.0.0.1:9104") == pytest.approx(value("http://127.0.0.1:8104"))
-    stack.compose("rm", "--stop", "--force", "pickscore", files=(*BASE, CI))
-
-
 def test_geneval_scores_on_a_cpu(stack: Stack, tiny_weights: Path) -> None:
+    # Of the rewards with torch it has the most libraries.
     stack.build("geneval")
     stack.up("geneval", files=(*BASE, CI))
     metadata = {"tag": "single_object", "include": [{"class": "bench", "count": 1}]}
@@ -184,6 +175,7 @@ def test_the_trainer_trains_against_the_network(stack: Stack) -> None:
         "sampling.num_steps": 4,
         "sampling.window.size": 2,
         "update.trained_steps": 2,
+        "evaluation.every": 0,
         "evaluation.num_steps": 4,
         "evaluation.images_per_prompt": 1,
         "evaluation.heldout_images_per_prompt": 1,
@@ -191,7 +183,9 @@ def test_the_trainer_trains_against_the_network(stack: Stack) -> None:
     settings = [word for pair in sizes.items() for word in ("--set", "{}={}".format(*pair))]
     url = ("--set", "rewards.ocr.url=grpc+dns://ocr:9000")
     recipe = ("train", "recipes/tiny_sd3_ocr.toml", "--out", "runs/test", *settings, *url)
-    run = stack.compose("run", "--rm", "-T", "trainer", *recipe)
+    # Two threads on two cores that others use as well are slower than one.
+    one_thread = ("--env", "OMP_NUM_THREADS=1")
+    run = stack.compose("run", "--rm", "-T", *one_thread, "trainer", *recipe)
     summary = json.loads(run.stdout[run.stdout.index("{") :])
     assert summary["epochs"] == 3
     kept = ("run", "--rm", "-T", "--no-deps", "--entrypoint", "ls", "trainer", "runs/test")

@@ -5,13 +5,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from clip_checkpoints import golden, write_clip
 from geneval_clip import write_open_clip
 from mask2former_checkpoint import write_checkpoint
 
 
 def main(folder: Path) -> None:
-    write_clip(folder / "pickscore", activation=golden("pickscore_tiny")["activation"])
     write_open_clip(folder / "geneval-clip")
     write_checkpoint(folder / "geneval-detector")
 

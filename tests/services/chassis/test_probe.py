@@ -6,6 +6,8 @@ import sys
 import pytest
 
 from processes import BRIGHTNESS, environment
+from reward_services.chassis.probe import DEFAULT_PORTS
+from reward_services.chassis.settings import ServiceSettings
 
 
 def probe(**variables):
@@ -15,6 +17,23 @@ def probe(**variables):
         capture_output=True,
         text=True,
     )
+
+
+def test_default_ports_are_those_of_the_service():
+    for protocol, port in DEFAULT_PORTS.items():
+        assert ServiceSettings.model_fields[f"{protocol}_port"].default == port
+
+
+def test_asking_imports_nothing_heavy():
+    program = "import sys; from reward_services.__main__ import main; main(['--probe']); \
+print([name for name in ('numpy', 'pydantic', 'grpc') if name in sys.modules])"
+    run = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment(REWARD_HTTP_PORT="1"),
+        capture_output=True,
+        text=True,
+    )
+    assert run.stdout == "[]\n"
 
 
 @pytest.mark.system
