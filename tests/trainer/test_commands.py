@@ -66,13 +66,23 @@ def test_doctor_says_what_is_well(
     assert main(["doctor", write_recipe(brightness.http)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines] == [
-        "ok    prompts",
-        "ok    reward brightness",
-        "ok    model",
-        "ok    ratio",
-        "ok    disk",
+        f"ok    {name}"
+        for name in (
+            "prompts",
+            "sizes",
+            "reward brightness",
+            "weights",
+            "device",
+            "disk",
+            "memory",
+            "arithmetic",
+            "model",
+            "prompt cache",
+            "ratio",
+        )
     ]
-    assert "score brightness in [0.0, 1.0], revision 1" in lines[1]
+    assert "score brightness in [0.0, 1.0], revision 1" in lines[2]
+    assert "3 golden steps on cpu" in lines[7]
 
 
 def test_doctor_names_what_is_not_and_goes_on(

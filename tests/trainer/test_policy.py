@@ -329,10 +329,43 @@ def test_divergence_is_named(policy: Policy, recipe: Recipe) -> None:
     samples, _ = sample(policy, recipe)
     with torch.no_grad():
         next(iter(policy.trainable().values())).fill_(float("nan"))
-    with pytest.raises(NonFiniteError, match="sample 0 are not finite"):
+    with pytest.raises(NonFiniteError, match="the velocity at step 0 of sample 0 is not finite in the sampling of epoch 1"):
         sample(policy, recipe)
-    with pytest.raises(NonFiniteError, match="the loss of sample 0 at step 0"):
+    with pytest.raises(NonFiniteError, match="the velocity of sample 0 at step 0 is not finite in the update"):
         update(policy, recipe, samples)
+
+
+@pytest.mark.parametrize("where", ["advantage", "gradient", "embedding", "pixels", "log-prob"])
+def test_whatever_is_not_finite_is_named(policy: Any, recipe: Recipe, where: str) -> None:
+    nan = float("nan")
+    if where == "embedding":
+        policy._pipeline.text_encoder.get_input_embeddings().weight.data.fill_(nan)
+        with pytest.raises(NonFiniteError, match="the embedding of prompt 'red'"):
+            policy.encode(["red"])
+        return
+    if where == "pixels":
+        policy._vae.decoder.conv_out.bias.data.fill_(nan)
+        with pytest.raises(NonFiniteError, match="decoded pixels"):
+            sample(policy, recipe)
+        return
+    samples, _ = sample(policy, recipe)
+    advantages = made_up_advantages(recipe)
+    name, parameter = next(iter(policy.trainable().items()))
+    message = {
+        "advantage": "the advantage of sample 5 at step 0",
+        "log-prob": "the log-probability of sample 2 at step 1",
+        "gradient": f"the gradient of {name} \\(1 in all\\) is not finite in update 0",
+    }[where]
+    if where == "advantage":
+        advantages.values[1, 1] = nan
+    elif where == "log-prob":
+        samples.latents[2, 2] = nan
+    else:
+        parameter.register_hook(lambda grad: grad * nan)
+    optimizer = torch.optim.AdamW(policy.trainable().values())
+    conditioning = policy.encode([prompt.text for prompt in PROMPTS])
+    with pytest.raises(NonFiniteError, match=message):
+        update_policy(policy, optimizer, None, recipe, 0, samples, conditioning, advantages)
 
 
 def test_bad_models_are_explained(recipe_data: dict[str, Any], tmp_path: Path) -> None:

@@ -132,6 +132,13 @@ def test_the_reward_climbs_and_the_run_leaves_everything(
     assert json.loads((run / "summary.json").read_text()) == summary
     assert max(row["ratio_error"] for row in metrics(run, "train")) < 1e-6
     assert 0 <= summary["reward_wait_fraction"] < 1
+    last = metrics(run, "train")[-1]
+    # 4 sampling steps and 3 trained ones, 4 tokens per image; groups of equal rewards are skipped
+    assert last["images_per_second"] * 4 * 4 < last["tokens_per_second"]
+    assert last["tokens_per_second"] <= last["images_per_second"] * 7 * 4 * 1.001
+    assert last["model_tflops"] > 0
+    assert last["reward_bytes"] == 32 * 8 * 8 * 3
+    assert 0 < last["reward_bytes_in_flight"] <= last["reward_bytes"]
     audit = [json.loads(line) for line in (run / "audit.jsonl").read_text().splitlines()]
     assert len(audit) == 20 * 32
     assert set(audit[0]) >= {"prompt", "score", "rewards", "advantage", "image_sha256"}
@@ -166,7 +173,7 @@ def test_killed_runs_resume_bit_for_bit(
     assert process.returncode == 0, errors
     assert_identical(checkpoint(out, 6), checkpoint(whole, 6))
     for kind in ("train", "validation"):
-        volatile = re.compile("_s$")
+        volatile = re.compile("_s$|_per_second$|_tflops$|_memory_gb$|_in_flight$")
         rows = [
             [{k: v for k, v in row.items() if not volatile.search(k)} for row in metrics(run, kind)]
             for run in (out, whole)

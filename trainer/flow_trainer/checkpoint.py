@@ -23,7 +23,6 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -32,6 +31,7 @@ from torch import Tensor, nn
 from flow_trainer.ema import EMA_STEP, Ema
 from flow_trainer.errors import ConfigError
 from flow_trainer.models import Policy
+from flow_trainer.optimizers import load_state_tensors, state_tensors
 
 
 @dataclass(slots=True)
@@ -71,7 +71,7 @@ class Checkpoints:
         partial = _fresh(final)
         parameters = policy.trainable()
         save_file(_detached(parameters), partial / "weights.safetensors")
-        save_file(_moments(parameters, optimizer), partial / "optimizer.safetensors")
+        save_file(state_tensors(parameters, optimizer), partial / "optimizer.safetensors")
         for name, average in averages.items():
             save_file(average.state_dict(), partial / f"{name}.safetensors")
         _export(policy, averages.get("ema"), partial / "adapter")
@@ -107,7 +107,8 @@ class Checkpoints:
         folder = complete[-1]
         parameters = policy.trainable()
         _copy_into(parameters, load_file(folder / "weights.safetensors"), folder)
-        _load_moments(parameters, optimizer, load_file(folder / "optimizer.safetensors"))
+        state = load_file(folder / "optimizer.safetensors")
+        load_state_tensors(parameters, optimizer, state)
         for name, average in averages.items():
             file = folder / f"{name}.safetensors"
             if not file.exists():
@@ -163,31 +164,6 @@ def _publish(partial: Path, final: Path) -> None:
 
 def _detached(parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
     return {name: parameter.detach().contiguous() for name, parameter in parameters.items()}
-
-
-def _moments(
-    parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer
-) -> dict[str, Tensor]:
-    return {
-        f"{name}.{key}": value.contiguous()
-        for name, parameter in parameters.items()
-        for key, value in optimizer.state.get(parameter, {}).items()
-    }
-
-
-def _load_moments(
-    parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, state: dict[str, Tensor]
-) -> None:
-    moments: dict[str, dict[str, Any]] = {}
-    for key, value in state.items():
-        name, _, field = key.rpartition(".")
-        parameter = parameters[name]
-        # AdamW keeps its step counter on the CPU
-        moments.setdefault(name, {})[field] = (
-            value if field == "step" else value.to(parameter.device, parameter.dtype)
-        )
-    for name, values in moments.items():
-        optimizer.state[parameters[name]] = values
 
 
 def _copy_into(parameters: dict[str, nn.Parameter], state: dict[str, Tensor], source: Path) -> None:

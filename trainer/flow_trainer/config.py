@@ -66,6 +66,23 @@ class Model(Section):
     published Flow-GRPO adapters) or an adapter/ of a run. Its rank and targets count. The reference
     of a KL term stays the model without it."""
     gradient_checkpointing: bool = False
+    compile: bool = False
+    """torch.compile of the transformer's blocks, the same for sampling and replay."""
+    attention: Literal[
+        "native",
+        "native_flash",
+        "native_cudnn",
+        "native_efficient",
+        "native_math",
+        "flash",
+        "flash_hub",
+        "xformers",
+    ] = "native"
+    """What computes attention, in sampling and replay alike. native: torch's choice among its own
+    kernels; native_...: one of them. The others, for FLUX and Qwen-Image, need their packages:
+    flash-attn, kernels, xformers."""
+    offload: bool = False
+    """Text encoders and VAE stay in host memory and visit the GPU for each use."""
     prompt_cache_gb: float = Field(default=16.0, gt=0)
     """Host memory for encoded prompts. When all prompts of the recipe fit, the text encoders are freed
     before training; else prompts are encoded as they come."""
@@ -172,6 +189,8 @@ class Update(Section):
     forward process: noise levels per sample (default: num_steps - 1)."""
     steps_per_forward: int = Field(default=1, ge=1)
     """Window steps replayed in one transformer forward (a performance knob)."""
+    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
+    """adamw8bit: moments in 8 bits (needs bitsandbytes), a quarter of their memory."""
     learning_rate: float = Field(default=3e-4, gt=0)
     warmup_updates: int = Field(default=0, ge=0)
     final_learning_rate: float = Field(default=1.0, ge=0, le=1)

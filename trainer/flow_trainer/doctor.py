@@ -3,110 +3,133 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 from flow_trainer.config import Recipe
-from flow_trainer.errors import ConfigError, OutageError, TrainerError
+from flow_trainer.doctor_checks import Check, attempt
+from flow_trainer.doctor_device import check_arithmetic, check_device, check_memory
+from flow_trainer.doctor_services import check_reward
+from flow_trainer.errors import ConfigError, TrainerError
+from flow_trainer.estimate import forwards, trained_parameters
 from flow_trainer.models import Policy, load_policy
+from flow_trainer.models.hub import can_load
 from flow_trainer.prompts import Prompt, read_prompts
 from flow_trainer.ratio import measure_ratio
 from flow_trainer.run import pick_device
-from flow_trainer.scoring import Scorer
-from reward_api import RewardError
 
-READY_TIMEOUT_S = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    name: str
-    ok: bool
-    message: str
-    """What was found; for a failure, with the fix."""
+PROBE = Prompt('a sign that says "probe"')
 
 
 def examine(recipe: Recipe, folder: Path) -> Iterator[Check]:
     """Yields one Check after another; a failure does not stop what can still be checked."""
-    yield _check_prompts(recipe)
-    yield from _check_rewards(recipe)
-    policy: Policy | None = None
-    try:
-        device = pick_device(recipe.device)
-        policy = load_policy(recipe.model, device, with_reference=recipe.update.beta > 0)
-        count = sum(p.numel() for p in policy.trainable().values())
-        yield Check("model", True, f"{recipe.model.path} on {device}, {count:,} trained parameters")
-    except TrainerError as error:
-        yield Check("model", False, str(error))
-    if policy is not None:
-        yield from _check_policy(policy, recipe, folder)
+    yield attempt("prompts", lambda: _check_prompts(recipe))
+    yield _check_sizes(recipe)
+    for name in recipe.rewards:
+        yield from check_reward(name, recipe, _first_prompt(recipe))
+    weights = attempt("weights", lambda: _check_weights(recipe))
+    yield weights
+    device = check_device(recipe)
+    yield device
+    yield _check_disk(recipe, folder)
+    if not device.ok:
+        return
+    memory = check_memory(recipe)
+    yield memory
+    yield check_arithmetic(pick_device(recipe.device))
+    if weights.ok and memory.ok:
+        yield from _check_policy(recipe)
+    else:
+        yield Check("model", False, "not loaded: see weights and memory above")
 
 
 def _check_prompts(recipe: Recipe) -> Check:
-    found = []
-    try:
-        for split, path in recipe.prompts.model_dump().items():
-            if path is not None:
-                found.append(f"{len(read_prompts(path))} {split}")
-        train = len(read_prompts(recipe.prompts.train))
-    except ConfigError as error:
-        return Check("prompts", False, str(error))
+    paths = {k: v for k, v in recipe.prompts.model_dump().items() if v is not None}
+    counts = {split: len(read_prompts(path)) for split, path in paths.items()}
     wanted = recipe.sampling.prompts_per_epoch
-    if train < wanted:
+    if counts["train"] < wanted:
         return Check(
             "prompts",
             False,
-            f"{train} training prompts are fewer than sampling.prompts_per_epoch = {wanted}",
+            f"{counts['train']} training prompts are fewer than sampling.prompts_per_epoch = "
+            f"{wanted}: lower it, or add prompts to {recipe.prompts.train}",
         )
-    return Check("prompts", True, ", ".join(found))
+    return Check("prompts", True, ", ".join(f"{n} {split}" for split, n in counts.items()))
 
 
-def _check_rewards(recipe: Recipe) -> Iterator[Check]:
-    for name, reward in recipe.rewards.items():
-        scorer = Scorer({name: reward}, recipe.scoring)
-        try:
-            scorer.wait_ready(READY_TIMEOUT_S)
-            meta = scorer.metadata()[name]
-            low, high = meta.score.minimum, meta.score.maximum
-            span = f"[{'-inf' if low is None else low}, {'inf' if high is None else high}]"
-            yield Check(
-                f"reward {name}",
-                True,
-                f"{reward.url} serves {meta.name} {meta.version}, score {meta.score.name} in {span}, "
-                f"revision {meta.revision}",
-            )
-        except (OutageError, RewardError) as error:
-            yield Check(f"reward {name}", False, f"{reward.url}: {error}")
-        finally:
-            scorer.close()
+def _first_prompt(recipe: Recipe) -> Prompt:
+    """A training prompt with the metadata that its rewards read; a made-up one where there is none."""
+    try:
+        return read_prompts(recipe.prompts.train)[0]
+    except ConfigError:
+        return PROBE
 
 
-def _check_policy(policy: Policy, recipe: Recipe, folder: Path) -> Iterator[Check]:
-    prompts = [Prompt('a sign that says "probe"')]
-    yield _attempt("ratio", lambda: _ratio(policy, recipe, prompts))
-    count = sum(p.numel() for p in policy.trainable().values())
-    # weights, EMA and two moments, float32, for every kept checkpoint and the best one
-    needed = 16 * count * (recipe.checkpoints.keep + 1)
+def _check_sizes(recipe: Recipe) -> Check:
+    s, f = recipe.sampling, forwards(recipe)
+    message = (
+        f"{s.prompts_per_epoch} prompts x {s.group_size} images, {recipe.update.updates_per_epoch} "
+        f"updates per epoch, {f.total} forwards per image"
+    )
+    left = recipe.share % s.micro_batch
+    if left:
+        message += (
+            f"; an update's {recipe.share} images leave a micro-batch of {left}: a divisor as "
+            f"sampling.micro_batch = {s.micro_batch} would be faster"
+        )
+    return Check("sizes", True, message)
+
+
+def _check_weights(recipe: Recipe) -> Check:
+    return Check("weights", True, can_load(recipe.model.path, recipe.model.revision))
+
+
+def _check_disk(recipe: Recipe, folder: Path) -> Check:
+    count = trained_parameters(recipe)
+    if count is None:
+        return Check("disk", True, f"the size of {recipe.model.path} is not on record")
+    # weights, EMA, two moments and an exported copy, float32, per kept checkpoint and the best one
+    needed = 20 * count * (recipe.checkpoints.keep + 1)
     parent = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     free = shutil.disk_usage(parent).free
-    yield Check(
+    enough = free > needed
+    return Check(
         "disk",
-        free > needed,
+        enough,
         f"checkpoints need {needed / 1e9:.2f} GB, {free / 1e9:.1f} GB free in {parent}"
-        + ("" if free > needed else "; lower checkpoints.keep or pass --out"),
+        + ("" if enough else "; lower checkpoints.keep or pass --out"),
     )
 
 
-def _ratio(policy: Policy, recipe: Recipe, prompts: list[Prompt]) -> Check:
+def _check_policy(recipe: Recipe) -> Iterator[Check]:
+    device = pick_device(recipe.device)
+    try:
+        policy = load_policy(recipe.model, device, with_reference=recipe.update.beta > 0)
+    except TrainerError as error:
+        yield Check("model", False, str(error))
+        return
+    count = sum(p.numel() for p in policy.trainable().values())
+    yield Check("model", True, f"{recipe.model.path} on {device}, {count:,} trained parameters")
+    yield attempt("prompt cache", lambda: _check_cache(policy, recipe))
+    yield attempt("ratio", lambda: _check_ratio(policy, recipe))
+
+
+def _check_cache(policy: Policy, recipe: Recipe) -> Check:
+    paths = [path for path in recipe.prompts.model_dump().values() if path is not None]
+    texts = {prompt.text for path in paths for prompt in read_prompts(path)}
+    needed = policy.encode([PROBE.text]).nbytes() * len(texts) / 1e9
+    room = recipe.model.prompt_cache_gb
+    message = f"about {needed:.2f} GB for {len(texts)} prompts, model.prompt_cache_gb = {room:g}"
+    if needed > room and not recipe.model.offload:
+        message += (
+            ": prompts are encoded as they come and the text encoders stay on the device; raise it, "
+            "or set model.offload = true"
+        )
+    return Check("prompt cache", True, message)
+
+
+def _check_ratio(policy: Policy, recipe: Recipe) -> Check:
     if recipe.update.forward_process:
         return Check("ratio", True, f"{recipe.update.objective} has no trajectories to replay")
-    report = measure_ratio(policy, recipe, prompts)
+    report = measure_ratio(policy, recipe, [PROBE])
     return Check("ratio", report.ok, report.explain())
-
-
-def _attempt(name: str, check: Callable[[], Check]) -> Check:
-    try:
-        return check()
-    except TrainerError as error:
-        return Check(name, False, str(error))

@@ -7,9 +7,10 @@ Activation checkpointing repeats the forward.
 Memory is arithmetic, not a measurement; expect 30 % either way, most of it in the activations:
 
 - transformer: 2 bytes per frozen parameter (4 in float32); 4 per trained one.
-- training state per trained parameter, float32: gradient 4, AdamW's two moments 8, EMA 4, the old
-  policy of nft and awm 4; with full fine-tuning and a KL term the frozen reference.
-- text encoders: on the GPU until all prompts are encoded, so they count at loading only.
+- training state per trained parameter, float32: gradient 4, AdamW's two moments 8 (2 in 8 bits), EMA
+  4, the old policy of nft and awm 4; with full fine-tuning and a KL term the frozen reference.
+- text encoders: on the GPU until all prompts are encoded, so they count at loading only. Of a local
+  pipeline, they and the VAE count as large as their files.
 - trajectories, float32: per image W + 1 latents and the finished one, W means for guard and dppo, W
   reference velocities with a KL term (W stochastic steps).
 - activations of the backward: 34 bytes per token, channel and block in 16 bits (Korthikanti et al.,
@@ -22,8 +23,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
-from flow_trainer.config import Recipe
+from flow_trainer.config import Model, Recipe
 from flow_trainer.models.architectures import Architecture, inspect
 
 PATCH_PIXELS = 16
@@ -33,6 +35,7 @@ LATENT_BYTES_PER_PIXEL = 4 * 16 / 64
 ACTIVATION_BYTES = 17
 """Per token, channel and block, in units of the element size."""
 DECODE_BYTES_PER_PIXEL = 1024
+T5_PARAMETERS = 4.76e9
 ENCODER_PARAMETERS = {"sd3": 5.58e9, "flux": 4.89e9, "qwen_image": 8.29e9}
 VAE_PARAMETERS = {"sd3": 8.4e7, "flux": 8.4e7, "qwen_image": 1.27e8}
 GB = 1e9
@@ -98,16 +101,35 @@ def memory(recipe: Recipe, model: Architecture) -> Memory:
     weights = model.parameters * element + trained * 4 if lora else model.parameters * 4
     if not lora and u.beta > 0:
         weights += model.parameters * element
-    state = trained * (4 + 8 + 4 * recipe.ema.enabled + 4 * u.forward_process)
+    moments = 8 if u.optimizer == "adamw" else 2
+    state = trained * (4 + moments + 4 * recipe.ema.enabled + 4 * u.forward_process)
     return Memory(
         transformer=weights,
         training_state=state,
         trajectories=recipe.images_per_epoch * _latents_per_image(recipe) * _latent_bytes(recipe),
-        vae=VAE_PARAMETERS[m.family] * 4,
-        text_encoders=ENCODER_PARAMETERS[m.family] * element,
+        vae=_file_bytes(m.path, "vae") or VAE_PARAMETERS[m.family] * 4,
+        text_encoders=_file_bytes(m.path, "text_encoder*") or _encoder_parameters(m) * element,
         activations=_activations(recipe, model, element),
         decode=s.decode_batch * m.height * m.width * DECODE_BYTES_PER_PIXEL,
     )
+
+
+def _file_bytes(path: str, components: str) -> int:
+    """Size of a local pipeline's components; 0 for a hub repository."""
+    return sum(file.stat().st_size for file in Path(path).glob(f"{components}/*.safetensors"))
+
+
+def _encoder_parameters(m: Model) -> float:
+    without_t5 = m.family == "sd3" and m.max_sequence_length == 0
+    return ENCODER_PARAMETERS[m.family] - T5_PARAMETERS * without_t5
+
+
+def trained_parameters(recipe: Recipe) -> int | None:
+    """None when the model's size is not on record."""
+    model = inspect(recipe.model.path, recipe.model.family, recipe.model.lora_rank)
+    if model is None:
+        return None
+    return model.lora_parameters if recipe.model.tuning == "lora" else model.parameters
 
 
 def _latents_per_image(recipe: Recipe) -> int:

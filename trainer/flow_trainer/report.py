@@ -112,6 +112,9 @@ def _curves(rows: Sequence[dict[str, Any]], summary: dict[str, Any]) -> list[tup
         ("Gradient norm", "grad_norm"),
         ("Seconds per epoch", "epoch_s"),
         ("Seconds waiting for rewards", "reward_wait_s"),
+        ("Images per second", "images_per_second"),
+        ("Model FLOPs utilisation", "mfu"),
+        ("Peak memory, GB", "peak_memory_gb"),
     ]:
         if any(key in row for row in train):
             charts.append((title, _chart([(title, *_series(train, key))])))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from flow_trainer.config import Recipe
 from flow_trainer.dynamics import DYNAMICS, Transition, euler
-from flow_trainer.errors import NonFiniteError
+from flow_trainer.finite import FiniteWatch
 from flow_trainer.models import Policy
 from flow_trainer.noise import evaluation_noise, sample_noise
 from flow_trainer.prompts import Prompt
@@ -63,9 +63,11 @@ def rollout(
         x = initial.to(policy.device)
         batch = conditioning[rows.start : rows.stop]
         kept, densities, centres = [], [], []
+        watch = FiniteWatch(rows, epoch)
         for i in range(sampling.num_steps):
             steps = torch.full((len(rows),), i, device=policy.device)
             v = policy.velocity(x, sigmas[steps], batch)
+            watch.see(f"velocity at step {i}", v)
             if i in window:
                 if not kept:
                     kept.append(x)
@@ -73,10 +75,11 @@ def rollout(
                 x = step.sample(noise[:, i - window.start].to(policy.device))
                 kept.append(x)
                 densities.append(step.log_prob(x))
+                watch.see(f"log-probability at step {i}", densities[-1])
                 centres.append(step.mean)
             else:
                 x = euler(x, v, sigmas[i], sigmas[i + 1])
-        _check_finite(x, rows, epoch)
+        watch.check()
         finished.append(x)
         latents.append(_stack(kept, x))
         log_probs.append(_stack(densities, x))
@@ -134,13 +137,3 @@ def micro_batches(count: int, size: int, share: int | None = None) -> Iterator[r
         last = min(first + share, count)
         for start in range(first, last, size):
             yield range(start, min(start + size, last))
-
-
-def _check_finite(x: Tensor, rows: range, epoch: int) -> None:
-    finite = torch.isfinite(x).flatten(1).all(1)
-    if not finite.all():
-        row = rows[int((~finite).nonzero()[0])]
-        raise NonFiniteError(
-            f"latents of sample {row} are not finite at the end of sampling in epoch {epoch}: the "
-            "model diverged (lower update.learning_rate) or overflows in model.dtype (use bfloat16)"
-        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from flow_trainer.config import Recipe, save_resolved
 from flow_trainer.ema import Ema, ema_rule, old_policy_rule
 from flow_trainer.errors import ConfigError
 from flow_trainer.models import Policy, load_policy
+from flow_trainer.optimizers import make_optimizer
 from flow_trainer.prompts import Prompt, read_prompts
 from flow_trainer.runlog import RunLog
 from flow_trainer.scoring import Scorer
@@ -25,7 +27,7 @@ class Run:
     recipe: Recipe
     folder: Path
     policy: Policy
-    optimizer: torch.optim.AdamW
+    optimizer: torch.optim.Optimizer
     ema: Ema | None
     old: Ema | None
     """The policy that samples, where that is not the trained one (nft, awm)."""
@@ -69,13 +71,7 @@ def open_run(recipe: Recipe, folder: Path, *, resume: bool) -> Run:
     policy.prepare_prompts([prompt.text for split in prompts.values() for prompt in split])
     u = recipe.update
     parameters = policy.trainable()
-    optimizer = torch.optim.AdamW(
-        parameters.values(),
-        lr=u.learning_rate,
-        betas=(u.adam_beta1, u.adam_beta2),
-        eps=u.adam_eps,
-        weight_decay=u.weight_decay,
-    )
+    optimizer = make_optimizer(u, parameters)
     ema = old = sampler = None
     if recipe.ema.enabled:
         ema = Ema(parameters, ema_rule(recipe.ema.decay, recipe.ema.interval))
@@ -105,7 +101,7 @@ def open_run(recipe: Recipe, folder: Path, *, resume: bool) -> Run:
         progress or Progress(),
         prompts,
     )
-    _watch_revisions(run)
+    note_revisions(run, {name: meta.revision for name, meta in scorer.metadata().items()})
     return run
 
 
@@ -115,16 +111,16 @@ def _averages(ema: Ema | None, old: Ema | None, sampler: Ema | None) -> dict[str
     return {name: average for name, average in named.items() if average is not None}
 
 
-def _watch_revisions(run: Run) -> None:
-    """Remembers every reward's revision, and says so when a resumed run meets another one."""
-    current = {name: meta.revision for name, meta in run.scorer.metadata().items()}
-    for name, seen in (run.progress.revisions or {}).items():
-        if current.get(name) != seen:
+def note_revisions(run: Run, current: Mapping[str, str]) -> None:
+    """Remembers every reward's revision, and says so, once, when it is no longer the one before."""
+    seen = run.progress.revisions or {}
+    for name, revision in current.items():
+        if name in seen and seen[name] != revision:
             run.log.say(
-                f"[yellow]reward {name} changed from revision {seen} to {current.get(name)}: scores "
-                "before and after may not compare[/yellow]"
+                f"[yellow]reward {name} changed from revision {seen[name]} to {revision} after epoch "
+                f"{run.progress.epoch}: scores before and after may not compare[/yellow]"
             )
-    run.progress.revisions = current
+    run.progress.revisions = {**seen, **current}
 
 
 def pick_device(name: str) -> torch.device:

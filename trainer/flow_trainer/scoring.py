@@ -22,6 +22,7 @@ from torch import Tensor
 from flow_trainer.config import Reward, Scoring
 from flow_trainer.errors import ConfigError, OutageError, ScoringError
 from flow_trainer.prompts import Prompt
+from flow_trainer.throughput import Traffic
 from reward_api import (
     AsyncRewardClient,
     AsyncRewardSuite,
@@ -60,6 +61,10 @@ class Scores:
                 for sub, values in batch.scores.items():
                     means[f"{name}.{sub}"] = float(np.asarray(values)[batch.valid].mean())
         return means
+
+    def revisions(self) -> dict[str, str]:
+        """Of every reward that scored something; joined by + where replicas differ."""
+        return {n: "+".join(sorted(b.revisions)) for n, b in self.rewards.items() if b.revisions}
 
     def require_one(self) -> None:
         """Raises ScoringError when no sample has a score."""
@@ -103,6 +108,7 @@ class Scorer:
 
     def __init__(self, rewards: dict[str, Reward], scoring: Scoring) -> None:
         self._config = scoring
+        self.traffic = Traffic()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="scoring", daemon=True)
         self._thread.start()
@@ -178,9 +184,11 @@ class Scorer:
     def _spawn(
         self, images: np.ndarray, prompts: list[str], metadata: list[dict[str, Any]]
     ) -> Future[SuiteScores]:
-        return asyncio.run_coroutine_threadsafe(
+        result = asyncio.run_coroutine_threadsafe(
             self._suite.score(images, prompts, metadata), self._loop
         )
+        self.traffic.track(result, images.nbytes * len(self._clients))
+        return result
 
     def _run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()

@@ -23,10 +23,11 @@ from flow_trainer.errors import Interrupted
 from flow_trainer.evaluate import Evaluation, evaluate
 from flow_trainer.feedback import Feedback
 from flow_trainer.ratio import check_ratio, ratio_tolerance
-from flow_trainer.run import Run, open_run
+from flow_trainer.run import Run, note_revisions, open_run
 from flow_trainer.runlog import image_grid
 from flow_trainer.sampling import Batch, sample, sample_again
 from flow_trainer.scoring import Scores
+from flow_trainer.throughput import peak_flops, peak_memory_gb, reset_peak_memory, speed
 from flow_trainer.update import UpdateStats, update_policy
 from flow_trainer.update_nft import update_nft
 
@@ -58,6 +59,7 @@ def _epochs(run: Run) -> None:
     run.log.start(run.progress.epoch)
     ahead = sample_again(run)
     for epoch in range(run.progress.epoch, recipe.epochs):
+        _restart_meters(run)
         started = time.perf_counter()
         # SAMPLING: images leave for the rewards while the next micro-batch is drawn
         batch = ahead or sample(run, epoch)
@@ -78,11 +80,29 @@ def _epochs(run: Run) -> None:
             "reward_wait_s": feedback.wait_s,
             "update_s": ended - sampled - feedback.wait_s,
             "epoch_s": ended - started,
+            **_meters(run, ended - started),
         }
         pixels = torch.cat(batch.images).numpy()
         scores = feedback.scores
+        note_revisions(run, scores.revisions())
         _log_epoch(run, batch, pixels, scores, feedback.advantages, stats, timing)
         _after_epoch(run, epoch + 1, pixels, scores)
+
+
+def _restart_meters(run: Run) -> None:
+    run.policy.take_work()
+    run.scorer.traffic.take()
+    reset_peak_memory(run.policy.device)
+
+
+def _meters(run: Run, seconds: float) -> dict[str, float]:
+    recipe, device = run.recipe, run.policy.device
+    peak = peak_flops(device, recipe.model.dtype)
+    return {
+        **speed(run.policy.take_work(), recipe.images_per_epoch, seconds, peak),
+        "peak_memory_gb": peak_memory_gb(device),
+        **run.scorer.traffic.take(),
+    }
 
 
 def _update(run: Run, batch: Batch, feedback: Feedback) -> UpdateStats:

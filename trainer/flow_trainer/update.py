@@ -14,7 +14,7 @@ from flow_trainer.config import Recipe
 from flow_trainer.dppo import dppo_objective
 from flow_trainer.dynamics import Transition
 from flow_trainer.ema import Ema
-from flow_trainer.errors import NonFiniteError
+from flow_trainer.finite import check_gradients, check_step
 from flow_trainer.guard import guard_objective
 from flow_trainer.models import Conditioning, Policy
 from flow_trainer.objective import Objective, Replayed, clip_objective, kl_divergence
@@ -232,7 +232,8 @@ def _loss(
         kl = kl_divergence(recipe.update.kl, step, reference, v, v_ref_rows, replayed.d)
         loss = loss + recipe.update.beta * kl
         diagnostics = {**diagnostics, "kl": kl.detach()}
-    check_finite(loss, rows, len(offsets), steps)
+    named = {"velocity": v, "log-probability": replayed.log_prob, "advantage": advantage}
+    check_step({**named, "loss": loss}, rows, steps)
     stats.add({**diagnostics, "loss": loss.detach()}, len(loss))
     if first:
         error = float((replayed.log_prob.detach() - replay.old_log_prob).exp().sub(1).abs().max())
@@ -267,11 +268,7 @@ def _step(
     norm = torch.nn.utils.clip_grad_norm_(
         policy.trainable().values(), recipe.update.max_grad_norm, error_if_nonfinite=False
     )
-    if not torch.isfinite(norm):
-        raise NonFiniteError(
-            f"the gradient norm is {float(norm)} in update {update}: lower update.learning_rate, or "
-            "use bfloat16; the last checkpoint is intact"
-        )
+    check_gradients(norm, policy.trainable(), update)
     optimizer.step()
     stats.grad_norm = max(stats.grad_norm, float(norm))
     stats.learning_rate = rate
@@ -282,13 +279,3 @@ def step_chunks(steps: list[int], size: int) -> Iterator[list[int]]:
     """Window offsets in groups of at most `size`: one transformer forward each."""
     for chunk in micro_batches(len(steps), size):
         yield [steps[i] for i in chunk]
-
-
-def check_finite(loss: Tensor, rows: range, repeats: int, steps: Tensor) -> None:
-    if torch.isfinite(loss).all():
-        return
-    index = int((~torch.isfinite(loss)).nonzero()[0])
-    raise NonFiniteError(
-        f"the loss of sample {rows[index // repeats]} at step {int(steps[index])} is "
-        f"{loss[index].item()}; the last checkpoint is intact"
-    )

@@ -11,11 +11,12 @@ from flow_trainer.advantages import Advantages
 from flow_trainer.awm import awm_objective
 from flow_trainer.config import Recipe
 from flow_trainer.ema import Ema
+from flow_trainer.finite import check_step
 from flow_trainer.models import Conditioning, Policy
 from flow_trainer.nft import Noised, nft_objective
 from flow_trainer.noise import forward_noise, forward_steps
 from flow_trainer.trajectory import Trajectories
-from flow_trainer.update import UpdateStats, check_finite, descend, prompts_of
+from flow_trainer.update import UpdateStats, descend, prompts_of
 
 
 def update_nft(
@@ -54,7 +55,8 @@ def update_nft(
         if recipe.forward.old_beta > 0:
             objective = objective + recipe.forward.old_beta * _mean_square(step.v, step.v_old)
         kept = used[batch].to(objective.device).repeat_interleave(repeat)
-        check_finite(objective, rows, repeat, torch.arange(repeat).repeat(len(rows)))
+        named = {"velocity": step.v, "old velocity": step.v_old, "loss": objective}
+        check_step(named, rows, torch.arange(repeat).repeat(len(rows)))
         stats.add({**diagnostics, "loss": objective.detach()}, len(objective))
         return torch.where(kept, objective, 0.0).sum()
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from flow_trainer.config import Model
+from flow_trainer.throughput import Work
 
 FAMILIES = {
     "sd3": "flow_trainer.models.sd3",
@@ -109,6 +110,11 @@ class Policy(Protocol):
 
     def decode(self, x_0: Tensor) -> Tensor:
         """Images (B, H, W, 3) uint8 on the CPU."""
+        ...
+
+    def take_work(self) -> Work:
+        """What `velocity` has cost since the last call, with the backward of every call that records
+        gradients."""
         ...
 
     def trainable(self) -> dict[str, nn.Parameter]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,12 @@ import transformers
 from torch import Tensor, nn
 
 from flow_trainer.config import Model
-from flow_trainer.errors import ConfigError
+from flow_trainer.errors import ConfigError, NonFiniteError
 from flow_trainer.models import Conditioning
+from flow_trainer.models.flops import FlopsByText, forward_flops
 from flow_trainer.models.prompt_cache import PromptCache
 from flow_trainer.models.tuning import Tuning, as_float32
+from flow_trainer.throughput import Work
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +51,23 @@ class DiffusersPolicy:
     """See `flow_trainer.models.Policy`."""
 
     def __init__(
-        self, family: Family, config: Model, device: torch.device, *, with_reference: bool
+        self,
+        family: Family,
+        config: Model,
+        device: torch.device,
+        *,
+        with_reference: bool,
+        pipeline: Any = None,
     ) -> None:
+        """`pipeline`: an instance of the family's, instead of the one at config.path."""
         self.device = device
         self._family = family
         self._config = config
         self._dtype = _dtype(config, device)
-        self._pipeline: Any = _load_pipeline(family, config, self._dtype).to(device)
+        if pipeline is None:
+            pipeline = _load_pipeline(family, config, self._dtype)
+        self._pipeline: Any = pipeline
+        (pipeline.transformer if config.offload else pipeline).to(device)
         # The VAE is float32: half precision visibly changes what the reward sees.
         self._vae: Any = as_float32(self._pipeline.vae).requires_grad_(False).eval()
         factor = self._pipeline.vae_scale_factor
@@ -65,6 +79,9 @@ class DiffusersPolicy:
         transformer = self._pipeline.transformer
         channels = family.latent_channels(transformer.config)
         self.latent_shape = (channels, config.height // factor, config.width // factor)
+        count = partial(forward_flops, type(transformer), transformer.config, family.velocity)
+        self._flops = FlopsByText(partial(count, config, self.latent_shape))
+        self._rows: Counter[tuple[int, bool]] = Counter()
         self._tuning = Tuning(
             transformer, config, family.lora_targets, with_reference=with_reference
         )
@@ -92,7 +109,21 @@ class DiffusersPolicy:
     def _encode(self, prompts: list[str]) -> Conditioning:
         if getattr(self._pipeline, self._family.text_encoders[0]) is None:
             raise RuntimeError(f"text encoders are released and {prompts[0]!r} is not cached")
-        return self._family.encode(self._pipeline, self._config, prompts, self.device)
+        encoders = [getattr(self._pipeline, name) for name in self._family.text_encoders]
+        with self._on_device(*encoders):
+            return self._family.encode(self._pipeline, self._config, prompts, self.device)
+
+    @contextmanager
+    def _on_device(self, *modules: nn.Module | None) -> Iterator[None]:
+        """Inside, offloaded modules visit the policy's device."""
+        visitors = [m for m in modules if m is not None] if self._config.offload else []
+        for module in visitors:
+            module.to(self.device)
+        try:
+            yield
+        finally:
+            for module in visitors:
+                module.to("cpu")
 
     @property
     def _has_null(self) -> bool:
@@ -102,6 +133,8 @@ class DiffusersPolicy:
         null = None
         if self._has_null:
             null = self.encode([""]).to(self._dtype).repeat(len(x))
+        rows = len(x) if null is None else 2 * len(x)
+        self._rows[conditioning.tokens.shape[1], torch.is_grad_enabled()] += rows
         with torch.autocast(self.device.type, self._dtype, enabled=self._dtype != torch.float32):
             return self._family.velocity(
                 self._tuning.transformer,
@@ -112,12 +145,27 @@ class DiffusersPolicy:
                 null,
             )
 
+    def take_work(self) -> Work:
+        _, height, width = self.latent_shape
+        backward = 1 if self._config.tuning == "lora" else 2
+        flops = 0.0
+        for (text_tokens, trained), rows in self._rows.items():
+            flops += self._flops(text_tokens) * rows * (1 + backward * trained)
+        tokens = sum(self._rows.values()) * (height // 2) * (width // 2)
+        self._rows.clear()
+        return Work(tokens, flops)
+
     @torch.no_grad()
     def decode(self, x_0: Tensor) -> Tensor:
         z = self._family.unscale(self._vae, x_0.float())
-        pixels = self._vae.decode(z, return_dict=False)[0]
+        with self._on_device(self._vae):
+            pixels = self._vae.decode(z, return_dict=False)[0]
         if pixels.ndim == 5:
             pixels = pixels[:, :, 0]  # a video VAE: one frame
+        if not pixels.isfinite().all():
+            raise NonFiniteError(
+                "decoded pixels are not finite although the latents are: the VAE's weights are broken"
+            )
         pixels = (pixels * 127.5 + 127.5).round().clamp(0, 255)
         return pixels.to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu()
 

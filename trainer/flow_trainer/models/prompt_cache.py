@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 
+from flow_trainer.errors import NonFiniteError
 from flow_trainer.models import Conditioning, join
 
 ENCODE_BATCH = 32
@@ -45,6 +46,11 @@ class PromptCache:
         batch = self._encode(prompts).to(CPU)
         for index, prompt in enumerate(prompts):
             row = _unpadded(batch, index)
+            if not row.tokens.isfinite().all():
+                raise NonFiniteError(
+                    f"the embedding of prompt {prompt!r} is not finite: a text encoder overflows in "
+                    "model.dtype (use bfloat16)"
+                )
             self._rows[prompt] = row
             self._bytes += row.nbytes()
 

@@ -16,6 +16,7 @@ from torch import nn
 
 from flow_trainer.config import Model
 from flow_trainer.errors import ConfigError
+from flow_trainer.models.kernels import compile_blocks, use_attention
 
 PEFT_FILES = ("adapter_config.json", "adapter_model.safetensors")
 OWN_FILE = "pytorch_lora_weights.safetensors"
@@ -29,6 +30,7 @@ class Tuning:
         self.transformer: Any = transformer.requires_grad_(False).eval()
         self._lora = config.tuning == "lora"
         self._reference: Any = None
+        use_attention(transformer, config.attention)
         if config.gradient_checkpointing:
             transformer.enable_gradient_checkpointing()
         if self._lora:
@@ -37,6 +39,9 @@ class Tuning:
             if with_reference:
                 self._reference = copy.deepcopy(transformer)
             as_float32(transformer).requires_grad_(True)
+        if config.compile:
+            for module in filter(None, (transformer, self._reference)):
+                compile_blocks(module)
         self.trainable: dict[str, nn.Parameter] = {
             name: parameter
             for name, parameter in transformer.named_parameters()

@@ -1,0 +1,75 @@
+"""What computes the transformer: attention kernels and compilation. Both are set on the module itself,
+which rollout and replay share, so that the ratio of an unchanged policy stays 1."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers.models.attention_dispatch import attention_backend
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from flow_trainer.errors import ConfigError
+
+OF_TORCH = {
+    "native_flash": SDPBackend.FLASH_ATTENTION,
+    "native_cudnn": SDPBackend.CUDNN_ATTENTION,
+    "native_efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "native_math": SDPBackend.MATH,
+}
+"""Kernels of torch's scaled_dot_product_attention."""
+COMPILE: dict[str, Any] = {"dynamic": False, "options": {"emulate_precision_casts": True}}
+"""Shapes are never made dynamic, and values between fused operations are rounded as without compiling:
+otherwise the kernels of a forward with and of one without gradients would round differently."""
+SHAPES = 64
+"""Variants of a block that may be compiled: by batch size, with and without gradient and adapter."""
+
+
+def use_attention(transformer: Any, name: str) -> None:
+    """Computes attention with the kernel `name` of model.attention. Raises ConfigError when it is not
+    installed, or not to be had in this transformer."""
+    if name == "native":
+        return
+    processors = transformer.attn_processors
+    if any(hasattr(processor, "_attention_backend") for processor in processors.values()):
+        try:
+            with attention_backend("native"):  # restores diffusers' choice for other models
+                transformer.set_attention_backend(f"_{name}" if name in OF_TORCH else name)
+        except (RuntimeError, ValueError, ImportError) as error:
+            raise ConfigError(f"model.attention = {name!r}: {error}") from error
+    elif name in OF_TORCH:
+        chosen = {key: _OneKernel(p, OF_TORCH[name]) for key, p in processors.items()}
+        transformer.set_attn_processor(chosen)
+    else:
+        raise ConfigError(
+            f"model.attention = {name!r}: diffusers computes the attention of "
+            f"{type(transformer).__name__} with torch alone; use native or {', '.join(OF_TORCH)}"
+        )
+
+
+class _OneKernel:
+    """An attention processor confined to one of torch's kernels. It holds inside the block, hence also
+    when checkpointing repeats a forward in the backward."""
+
+    def __init__(self, processor: Any, kernel: SDPBackend) -> None:
+        self._processor = processor
+        self._kernel = kernel
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with sdpa_kernel(self._kernel):
+            return self._processor(*args, **kwargs)
+
+
+def compile_blocks(transformer: nn.Module) -> None:
+    """Compiles every transformer block, at its first call, in place: names of parameters stay.
+
+    Blocks of one kind share a compilation, which takes a fraction of the whole model's time.
+    """
+    import torch._dynamo
+
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, SHAPES)
+    for child in transformer.children():
+        if isinstance(child, nn.ModuleList):
+            for block in child:
+                block.compile(**COMPILE)
