@@ -29,8 +29,17 @@ SHRUNK = {
         "num_attention_heads": 2,
         "caption_projection_dim": 128,
         "dual_attention_layers": (0,),
+        "joint_attention_dim": 256,
+        "pooled_projection_dim": 2 * 64,
+        "pos_embed_max_size": 32,
     },
-    "flux": {"num_layers": 1, "num_single_layers": 2, "num_attention_heads": 2},
+    "flux": {
+        "num_layers": 1,
+        "num_single_layers": 2,
+        "num_attention_heads": 2,
+        "joint_attention_dim": 256,
+        "pooled_projection_dim": 64,
+    },
 }
 """The same transformers at a size for CPUs."""
 
@@ -96,7 +105,7 @@ def _vae(shrunk: bool) -> Any:
 
 
 def _sd3_text(shrunk: bool) -> dict[str, Any]:
-    """Of CLIP-L, CLIP-G and T5-XXL; their shapes do not shrink at the ends that the transformer sees."""
+    """CLIP-L, CLIP-G and T5-XXL."""
     return {
         **_clip("", 768, 12, shrunk, projection=True),
         **_clip("_2", 1280, 32, shrunk, projection=True),
@@ -111,11 +120,12 @@ def _flux_text(shrunk: bool) -> dict[str, Any]:
 def _clip(suffix: str, width: int, layers: int, shrunk: bool, *, projection: bool) -> dict:
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+    width, layers = (64, 2) if shrunk else (width, layers)
     config = CLIPTextConfig(
         vocab_size=64 if shrunk else 49408,
         hidden_size=width,
-        intermediate_size=64 if shrunk else 4 * width,
-        num_hidden_layers=2 if shrunk else layers,
+        intermediate_size=4 * width,
+        num_hidden_layers=layers,
         num_attention_heads=width // 64,
         projection_dim=width,
         bos_token_id=0,
@@ -131,7 +141,7 @@ def _t5(suffix: str, shrunk: bool) -> dict[str, Any]:
 
     config = T5Config(
         vocab_size=64 if shrunk else 32128,
-        d_model=4096,
+        d_model=256 if shrunk else 4096,
         d_kv=64,
         d_ff=64 if shrunk else 10240,
         num_layers=1 if shrunk else 24,

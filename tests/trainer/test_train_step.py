@@ -13,7 +13,7 @@ SMALL = {
     "sampling.prompts_per_epoch": 2,
     "sampling.group_size": 2,
     "sampling.micro_batch": 2,
-    "sampling.num_steps": 3,
+    "sampling.num_steps": 5,
     "model.height": 32,
     "model.width": 32,
 }
@@ -27,6 +27,7 @@ def train_step(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return train_step
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("model", ["sd35m", "flux"])
 def test_both_ways_do_the_same_work(train_step: ModuleType, model: str) -> None:
     settings = [f"--set={key}={value}" for key, value in SMALL.items()]
