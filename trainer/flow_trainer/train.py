@@ -66,7 +66,7 @@ def _epochs(run: Run) -> None:
     ahead = sample_again(run)
     for epoch in range(run.progress.epoch, recipe.epochs):
         _restart_meters(run)
-        started = time.perf_counter()
+        started, cpu = time.perf_counter(), time.process_time()
         # SAMPLING: images leave for the rewards while the next micro-batch is drawn
         batch = ahead or sample(run, epoch)
         ahead = None
@@ -88,6 +88,7 @@ def _epochs(run: Run) -> None:
             "reward_wait_s": feedback.wait_s,
             "update_s": ended - sampled - feedback.wait_s,
             "epoch_s": ended - started,
+            "epoch_cpu_s": time.process_time() - cpu,
             **_meters(run, ended - started),
         }
         note_revisions(run, feedback.scores.revisions())
