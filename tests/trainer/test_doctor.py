@@ -116,7 +116,7 @@ def test_weights(tmp_path: Path, pipeline_folder: Path, monkeypatch: pytest.Monk
     import huggingface_hub.constants as constants
 
     assert can_load(str(pipeline_folder), None).startswith("the folder")
-    with pytest.raises(ConfigError, match="has no model_index.json"):
+    with pytest.raises(ConfigError, match=r"has no model_index\.json"):
         can_load(str(tmp_path), None)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))

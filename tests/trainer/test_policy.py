@@ -329,9 +329,14 @@ def test_divergence_is_named(policy: Policy, recipe: Recipe) -> None:
     samples, _ = sample(policy, recipe)
     with torch.no_grad():
         next(iter(policy.trainable().values())).fill_(float("nan"))
-    with pytest.raises(NonFiniteError, match="the velocity at step 0 of sample 0 is not finite in the sampling of epoch 1"):
+    with pytest.raises(
+        NonFiniteError,
+        match="the velocity at step 0 of sample 0 is not finite in the sampling of epoch 1",
+    ):
         sample(policy, recipe)
-    with pytest.raises(NonFiniteError, match="the velocity of sample 0 at step 0 is not finite in the update"):
+    with pytest.raises(
+        NonFiniteError, match="the velocity of sample 0 at step 0 is not finite in the update"
+    ):
         update(policy, recipe, samples)
 
 

@@ -33,7 +33,9 @@ def check_reward(name: str, recipe: Recipe, prompt: Prompt) -> Iterator[Check]:
             scorer.wait_ready(READY_TIMEOUT_S)
             meta = scorer.metadata()[name]
             revisions[url] = meta.revision
-            problem = _clip_problem(name, reward, meta) or _probe(name, scorer, meta, recipe, prompt)
+            problem = _clip_problem(name, reward, meta) or _probe(
+                name, scorer, meta, recipe, prompt
+            )
             yield Check(title, problem is None, f"{_describe(url, meta)}{problem or ''}")
         except (OutageError, RewardError) as error:
             yield Check(

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from diffusers.models.attention_dispatch import attention_backend
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
