@@ -143,10 +143,13 @@ def test_what_cannot_load_is_not_loaded(
 ) -> None:
     monkeypatch.setattr("flow_trainer.doctor_services.READY_TIMEOUT_S", 0.1)
     recipe_data["model"]["path"] = str(tmp_path)
+    recipe_data["prompts"]["train"] = str(tmp_path / "no.txt")
     checks = {check.name: check for check in examine(parse_recipe(recipe_data), tmp_path)}
     assert [name for name, check in checks.items() if not check.ok] == [
+        "prompts",
         "reward bright",
         "weights",
         "model",
     ]
+    assert "correct prompts.train, or write it" in checks["prompts"].message
     assert "see weights" in checks["model"].message
