@@ -53,7 +53,7 @@ test-triton: $(VENV)/.dev .venv-triton/.done ## the published Triton client agai
 test-containers: $(VENV)/.dev ## the images, built, started and called, on a Docker engine
 	docker/ci/run.sh $(BIN)/python
 
-geneval-ops: ## GenEval's image with mmcv's operators compiled: most of an hour on two cores
+geneval-ops: ## GenEval's image with mmcv's operators compiled: a quarter of an hour on two cores
 	MMCV_OPS=1 docker compose build geneval
 
 bench: ## service overhead and batching, against Flask + pickle and LitServe

@@ -1,5 +1,5 @@
 #!/bin/sh
-# In an image: compiles mmcv with its operators, in place of mmcv-lite. Takes most of an hour on two cores.
+# In an image: compiles mmcv with its operators, in place of mmcv-lite. Takes a quarter of an hour on two cores.
 set -eu
 pip() { python -m pip --python /opt/flow-rewards/bin/python --disable-pip-version-check "$@"; }
 

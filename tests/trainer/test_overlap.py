@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from flow_trainer.advantages import epoch_advantages
 from flow_trainer.config import Recipe, parse_recipe
 from flow_trainer.errors import ConfigError
 from flow_trainer.feedback import Feedback
-from flow_trainer.rollout import micro_batches
+from flow_trainer.rollout import shares
 from flow_trainer.scoring import Job, Scores
 from flow_trainer.train import train
 from processes import Service
@@ -29,7 +30,7 @@ class Waiter:
         self.values = values
         self.waited: list[range] = []
 
-    def collect(self, jobs: list[Job], hold: Any) -> Scores:
+    def collect(self, jobs: list[Job], hold: Any, check: Any) -> Scores:
         self.waited += [job.rows for job in jobs]
         values = np.concatenate([self.values[job.rows.start : job.rows.stop] for job in jobs])
         batch = ScoreBatch.empty(len(values))
@@ -38,7 +39,7 @@ class Waiter:
 
 
 def feedback(recipe: Recipe, values: np.ndarray) -> tuple[Feedback, Waiter]:
-    rows = micro_batches(recipe.images_per_epoch, recipe.sampling.micro_batch, recipe.share)
+    rows = chain.from_iterable(shares(recipe, recipe.images_per_epoch))
     jobs: list[Any] = [Job(r, np.empty(0), [], [], None) for r in rows]  # pyright: ignore
     waiter = Waiter(values)
     return Feedback(recipe, waiter, jobs, lambda *_: lambda: None), waiter  # pyright: ignore

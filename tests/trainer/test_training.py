@@ -22,6 +22,7 @@ from flow_trainer.errors import ConfigError, ScoringError
 from flow_trainer.report import write_report
 from flow_trainer.train import train
 from processes import BRIGHTNESS, Service, Services, environment
+from recipes import write_recipe
 
 pytestmark = pytest.mark.system
 
@@ -65,23 +66,6 @@ def checkpoint(
 def assert_identical(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
     assert a.keys() == b.keys()
     assert [name for name in a if not torch.equal(a[name], b[name])] == []
-
-
-def write_recipe(folder: Path, data: dict[str, Any]) -> Path:
-    """TOML is close enough to JSON for flat sections of plain values."""
-    lines, tables = [], []
-    for key, value in data.items():
-        if not isinstance(value, dict):
-            lines.append(f"{key} = {json.dumps(value)}")
-        elif all(isinstance(inner, dict) for inner in value.values()):
-            tables += [(f"{key}.{name}", inner) for name, inner in value.items()]
-        else:
-            tables.append((key, value))
-    for name, values in tables:
-        lines += [f"[{name}]", *(f"{k} = {json.dumps(v)}" for k, v in values.items())]
-    path = folder / "recipe.toml"
-    path.write_text("\n".join(lines))
-    return path
 
 
 def start_training(recipe: Path, out: Path, *flags: str) -> subprocess.Popen[str]:

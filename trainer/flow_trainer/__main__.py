@@ -23,7 +23,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return COMMANDS[arguments.command](arguments)
     except (TrainerError, RewardError) as error:
-        print(f"flow-grpo: {error}", file=sys.stderr)
+        several = os.environ.get("WORLD_SIZE", "1") != "1"
+        rank = f" (rank {os.environ.get('RANK')})" if several else ""
+        print(f"flow-grpo{rank}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return INTERRUPTED

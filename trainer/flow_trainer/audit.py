@@ -17,14 +17,14 @@ from reward_api import ScoreBatch
 def audit_rows(
     epoch: int,
     prompts: list[Prompt],
-    images: np.ndarray,
+    hashes: list[str],
     scores: Scores,
     advantages: Advantages,
 ) -> Iterator[dict[str, Any]]:
-    """One row per sample of an epoch; `images` (B, H, W, 3) uint8, prompt-major."""
+    """One row per sample of an epoch, prompt-major; `hashes` as `image_hash` gives them."""
     group = len(scores.values) // len(prompts)
     values = advantages.values.flatten().tolist()
-    for row, image in enumerate(images):
+    for row, image_sha256 in enumerate(hashes):
         yield {
             "epoch": epoch,
             "prompt": prompts[row // group].text,
@@ -32,8 +32,13 @@ def audit_rows(
             "score": float(scores.values[row]) if scores.valid[row] else None,
             "rewards": {name: _audit_reward(batch, row) for name, batch in scores.rewards.items()},
             "advantage": values[row],
-            "image_sha256": hashlib.sha256(image.tobytes()).hexdigest(),
+            "image_sha256": image_sha256,
         }
+
+
+def image_hash(image: np.ndarray) -> str:
+    """SHA-256 of the pixels (H, W, 3) uint8."""
+    return hashlib.sha256(image.tobytes()).hexdigest()
 
 
 def _audit_reward(batch: ScoreBatch, row: int) -> dict[str, Any]:

@@ -11,6 +11,9 @@
         state.json                   counters, best score, metrics offset
         adapter/                     EMA weights as diffusers loads them
 
+Where parameters are sharded, weights/, ema/, old/, sampler/ and optimizer/ are folders instead, in which
+every rank writes its part. Either form resumes on any number of ranks, sharded or not.
+
 A folder appears under its final name only when it is complete (written beside it, then renamed).
 There is no random state to save: prompts, noise and windows are functions of (seed, epoch).
 """
@@ -20,18 +23,20 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from flow_trainer.ema import EMA_STEP, Ema
 from flow_trainer.errors import ConfigError
 from flow_trainer.models import Policy
 from flow_trainer.optimizers import load_state_tensors, state_tensors
+from flow_trainer.tensor_files import read_tensors, tensors_exist, write_tensors
+from flow_trainer.world import ALONE, World
 
 
 @dataclass(slots=True)
@@ -54,10 +59,13 @@ class Progress:
 
 
 class Checkpoints:
-    def __init__(self, run: Path, keep: int) -> None:
+    """All ranks call its methods together; the folder must be on storage that they share."""
+
+    def __init__(self, run: Path, keep: int, world: World = ALONE) -> None:
         self._folder = run / "checkpoints"
         self._keep = keep
         self._best = run / "best"
+        self._world = world
 
     def save(
         self,
@@ -68,85 +76,94 @@ class Checkpoints:
     ) -> Path:
         """Writes the state after `progress.epoch` epochs and drops what retention does not keep."""
         final = self._folder / f"epoch_{progress.epoch:05d}"
-        partial = _fresh(final)
         parameters = policy.trainable()
-        save_file(_detached(parameters), partial / "weights.safetensors")
-        save_file(state_tensors(parameters, optimizer), partial / "optimizer.safetensors")
-        for name, average in averages.items():
-            save_file(average.state_dict(), partial / f"{name}.safetensors")
-        _export(policy, averages.get("ema"), partial / "adapter")
-        (partial / "state.json").write_text(json.dumps(asdict(progress), indent=2) + "\n")
-        _publish(partial, final)
-        for old in self._complete()[: -self._keep]:
-            shutil.rmtree(old)
+        with self._published(final) as partial:
+            self._write(parameters, partial / "weights")
+            self._write(state_tensors(parameters, optimizer), partial / "optimizer")
+            for name, average in averages.items():
+                self._write(average.state_dict(), partial / name)
+            self._export(policy, averages.get("ema"), partial / "adapter")
+            if self._world.is_main:
+                state = json.dumps(asdict(progress), indent=2)
+                (partial / "state.json").write_text(state + "\n")
+        if self._world.is_main:
+            for old in self._complete()[: -self._keep]:
+                shutil.rmtree(old)
         return final
 
     def save_best(self, policy: Policy, ema: Ema | None) -> None:
         """Keeps the weights that were best on validation, as `RUN/best`."""
-        partial = _fresh(self._best)
-        state = ema.weights() if ema is not None else _detached(policy.trainable())
-        save_file(state, partial / "weights.safetensors")
-        _export(policy, ema, partial / "adapter")
-        _publish(partial, self._best)
+        with self._published(self._best) as partial:
+            state = ema.weights() if ema is not None else policy.trainable()
+            self._write(state, partial / "weights")
+            self._export(policy, ema, partial / "adapter")
 
     def load_best(self, policy: Policy) -> bool:
         """Loads `RUN/best` into the policy; False when there is none."""
-        weights = self._best / "weights.safetensors"
-        if weights.exists():
-            _copy_into(policy.trainable(), load_file(weights), weights)
-        return weights.exists()
+        weights = self._best / "weights"
+        if not self._world.any(tensors_exist(weights)):
+            return False
+        parameters = policy.trainable()
+        _copy_into(parameters, read_tensors(weights, parameters.get), weights)
+        return True
 
     def resume(
         self, policy: Policy, optimizer: torch.optim.Optimizer, averages: Mapping[str, Ema]
     ) -> Progress | None:
         """Loads the newest complete checkpoint; None when there is none. Raises ConfigError when
         it belongs to another model or tuning."""
-        complete = self._complete()
-        if not complete:
+        names = [folder.name for folder in self._complete()]
+        # another node may see an older state of shared storage for a while: the first rank decides
+        newest = self._world.exchange(names[-1:])[0]
+        if not newest:
             return None
-        folder = complete[-1]
+        folder = self._folder / newest[0]
         parameters = policy.trainable()
-        _copy_into(parameters, load_file(folder / "weights.safetensors"), folder)
-        state = load_file(folder / "optimizer.safetensors")
-        load_state_tensors(parameters, optimizer, state)
+        _copy_into(parameters, read_tensors(folder / "weights", parameters.get), folder)
+        load_state_tensors(parameters, optimizer, _optimizer_state(parameters, folder))
         for name, average in averages.items():
-            file = folder / f"{name}.safetensors"
-            if not file.exists():
+            if not tensors_exist(folder / name):
                 raise ConfigError(
-                    f"{folder} has no {file.name}; it was made with another update.objective, "
+                    f"{folder} has no {name}; it was made with another update.objective, "
                     "ema.enabled or scoring.overlap"
                 )
-            average.load_state_dict(load_file(file))
+            average.load_state_dict(read_tensors(folder / name, parameters.get))
         return Progress(**json.loads((folder / "state.json").read_text()))
 
     def _complete(self) -> list[Path]:
         return sorted(p.parent for p in self._folder.glob("epoch_*/state.json"))
 
+    @contextmanager
+    def _published(self, final: Path) -> Iterator[Path]:
+        """A folder to fill, which appears as `final` once all ranks have."""
+        partial = final.with_name(f".{final.name}.partial")
+        if self._world.is_main:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+        self._world.barrier()
+        yield partial
+        self._world.barrier()
+        if self._world.is_main:
+            _publish(partial, final)
+        self._world.barrier()
+
+    def _write(self, tensors: Mapping[str, Tensor], path: Path) -> None:
+        write_tensors(tensors, path, self._world)
+
+    def _export(self, policy: Policy, ema: Ema | None, folder: Path) -> None:
+        if self._world.is_main or self._world.lockstep:
+            with ema.swapped() if ema is not None else nullcontext():
+                policy.save(folder if self._world.is_main else None)
+
 
 def load_weights(policy: Policy, path: Path, *, prefer_ema: bool = True) -> None:
     """Loads a checkpoint folder (or `RUN/best`) into the policy, its EMA weights if it has them."""
-    ema = path / "ema.safetensors"
-    source = ema if prefer_ema and ema.exists() else path / "weights.safetensors"
-    if not source.exists():
-        raise ConfigError(f"{path} is not a checkpoint: it holds no weights.safetensors")
-    state = load_file(source)
+    source = path / ("ema" if prefer_ema and tensors_exist(path / "ema") else "weights")
+    if not tensors_exist(source):
+        raise ConfigError(f"{path} is not a checkpoint: it holds no weights")
+    state = read_tensors(source)
     state.pop(EMA_STEP, None)
     _copy_into(policy.trainable(), state, source)
-
-
-def _export(policy: Policy, ema: Ema | None, folder: Path) -> None:
-    if ema is None:
-        policy.save(folder)
-        return
-    with ema.swapped():
-        policy.save(folder)
-
-
-def _fresh(final: Path) -> Path:
-    partial = final.with_name(f".{final.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    return partial
 
 
 def _publish(partial: Path, final: Path) -> None:
@@ -162,8 +179,14 @@ def _publish(partial: Path, final: Path) -> None:
     os.rename(partial, final)
 
 
-def _detached(parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
-    return {name: parameter.detach().contiguous() for name, parameter in parameters.items()}
+def _optimizer_state(parameters: dict[str, nn.Parameter], folder: Path) -> dict[str, Tensor]:
+    """Divided as the parameters are."""
+
+    def like(key: str) -> Tensor | None:
+        name, _, field = key.rpartition(".")
+        return None if field == "step" else parameters.get(name)
+
+    return read_tensors(folder / "optimizer", like)
 
 
 def _copy_into(parameters: dict[str, nn.Parameter], state: dict[str, Tensor], source: Path) -> None:

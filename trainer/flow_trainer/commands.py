@@ -14,6 +14,8 @@ from flow_trainer.errors import ConfigError, Interrupted
 
 def train(arguments: argparse.Namespace) -> int:
     recipe = load_recipe(arguments.recipe, arguments.set)
+    from flow_trainer.world import is_main_process
+
     if arguments.dry_run:
         from flow_trainer.estimate import dry_run
 
@@ -25,9 +27,11 @@ def train(arguments: argparse.Namespace) -> int:
     try:
         summary = run(recipe, folder, resume=arguments.resume)
     except Interrupted as error:
-        print(f"{error}; continue with --resume", file=sys.stderr)
+        if is_main_process():
+            print(f"{error}; continue with --resume", file=sys.stderr)
         return 0
-    print(json.dumps(summary, indent=2))
+    if is_main_process():
+        print(json.dumps(summary, indent=2))
     return 0
 
 

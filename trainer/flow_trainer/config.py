@@ -17,6 +17,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from flow_trainer.errors import ConfigError
+from flow_trainer.overrides import apply_override, resolve_paths
 
 
 class Section(BaseModel):
@@ -243,6 +244,12 @@ class Evaluation(Section):
     heldout_images_per_prompt: int = Field(default=1, ge=1)
 
 
+class Parallel(Section):
+    sharding: Literal["auto", "none", "full", "hybrid"] = "auto"
+    """How several processes hold the transformer. none: each all of it. full: each a part (FSDP2).
+    hybrid: parts within a node, a copy per node. auto: none for LoRA, hybrid for full fine-tuning."""
+
+
 class Checkpoints(Section):
     every: int = Field(default=10, ge=1)
     """Epochs."""
@@ -271,6 +278,7 @@ class Recipe(Section):
     forward: Forward = Forward()
     ema: Ema = Ema()
     evaluation: Evaluation = Evaluation()
+    parallel: Parallel = Parallel()
     checkpoints: Checkpoints = Checkpoints()
     logging: Logging = Logging()
 
@@ -334,8 +342,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from None
     for override in overrides:
-        _apply(data, override)
-    _resolve_paths(data, path.parent)
+        apply_override(data, override)
+    resolve_paths(data, path.parent)
     return parse_recipe(data, source=str(path))
 
 
@@ -354,35 +362,6 @@ def save_resolved(recipe: Recipe, path: Path) -> None:
 
 def load_resolved(path: Path) -> Recipe:
     return parse_recipe(json.loads(path.read_text(encoding="utf-8")), source=str(path))
-
-
-def _apply(data: dict[str, Any], override: str) -> None:
-    key, separator, text = override.partition("=")
-    if not separator or not key.strip():
-        raise ConfigError(f"--set {override}: write --set section.key=value")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text
-    *sections, last = key.strip().split(".")
-    for section in sections:
-        data = data.setdefault(section, {})
-        if not isinstance(data, dict):
-            raise ConfigError(f"--set {override}: {section} is a value, not a section")
-    data[last] = value
-
-
-def _resolve_paths(data: dict[str, Any], folder: Path) -> None:
-    model, prompts = data.get("model"), data.get("prompts")
-    if isinstance(model, dict) and isinstance(model.get("path"), str):
-        for key in ("path", "adapter"):
-            value = model.get(key)
-            if isinstance(value, str) and (folder / value).is_dir():
-                model[key] = str((folder / value).resolve())
-    if isinstance(prompts, dict):
-        for key, value in prompts.items():
-            if isinstance(value, str):
-                prompts[key] = str((folder / value).resolve())
 
 
 def _explain(data: dict[str, Any], detail: Any) -> str:

@@ -16,7 +16,7 @@ from flow_trainer.models import Policy, load_policy
 from flow_trainer.models.hub import can_load
 from flow_trainer.prompts import Prompt, read_prompts
 from flow_trainer.ratio import measure_ratio
-from flow_trainer.run import pick_device
+from flow_trainer.world import pick_device
 
 PROBE = Prompt('a sign that says "probe"')
 

@@ -16,7 +16,7 @@ from flow_trainer.dynamics import DYNAMICS
 from flow_trainer.errors import ConfigError
 from flow_trainer.estimate import GB, memory
 from flow_trainer.models.architectures import inspect
-from flow_trainer.run import pick_device
+from flow_trainer.world import pick_device
 
 GOLDEN = Path(__file__).with_name("golden_steps.safetensors")
 """One row of each kind of step from numbers that the published trainers' functions gave."""

@@ -13,13 +13,14 @@ from flow_trainer.models import Policy
 from flow_trainer.prompts import Prompt
 from flow_trainer.rollout import generate
 from flow_trainer.scoring import Job, Scorer, Scores
+from flow_trainer.world import ALONE, World
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
     scores: Scores
     images: np.ndarray
-    """(N, H, W, 3) uint8, prompt-major."""
+    """(N, H, W, 3) uint8, prompt-major; of several ranks, only the first has them."""
     prompts: list[str]
     """One per image."""
 
@@ -36,6 +37,11 @@ class Evaluation:
         }
 
 
+def stack_images(batches: Sequence[torch.Tensor]) -> np.ndarray:
+    """Micro-batches (b, H, W, 3) uint8 as one array; an empty one for a rank that drew nothing."""
+    return torch.cat(list(batches)).numpy() if batches else np.zeros(0, np.uint8)
+
+
 def evaluate(
     policy: Policy,
     scorer: Scorer,
@@ -43,14 +49,17 @@ def evaluate(
     prompts: Sequence[Prompt],
     images_per_prompt: int,
     num_steps: int | None = None,
+    world: World = ALONE,
 ) -> Evaluation:
     """Scores `images_per_prompt` images of each prompt with the weights the policy has now."""
     images: list[torch.Tensor] = []
     jobs: list[Job] = []
+    drawn: list[int] = []
     expanded = [prompt for prompt in prompts for _ in range(images_per_prompt)]
 
     def on_images(rows: range, batch: torch.Tensor) -> None:
         images.append(batch)
+        drawn.extend(rows)
         jobs.append(scorer.submit(rows, batch, expanded[rows.start : rows.stop]))
 
     generate(
@@ -60,11 +69,12 @@ def evaluate(
         num_steps or recipe.evaluation.num_steps,
         images_per_prompt,
         on_images,
+        world,
     )
     scores = scorer.collect(jobs)
     scores.require_one()
     return Evaluation(
         scores=scores,
-        images=torch.cat(images).numpy(),
+        images=world.gather_rows(drawn, stack_images(images)),
         prompts=[prompt.text for prompt in expanded],
     )

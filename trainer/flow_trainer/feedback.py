@@ -19,14 +19,25 @@ class Feedback:
 
     `ready` (u) blocks until update u can begin: with `scoring.overlap = "updates"` that is when its
     own share has scores, else when all samples have. `advantages` are filled in place, so an update
-    that is handed them reads its share once `ready` has returned.
+    that is handed them reads its share once `ready` has returned. `check` is called every few seconds
+    while the first update waits; it may raise to leave.
+
+    Of several ranks, each has the jobs of its own micro-batches and learns of all samples.
     """
 
-    def __init__(self, recipe: Recipe, scorer: Scorer, jobs: Sequence[Job], hold: Hold) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        scorer: Scorer,
+        jobs: Sequence[Job],
+        hold: Hold,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
         self._recipe = recipe
         self._scorer = scorer
         self._jobs = jobs
         self._hold = hold
+        self._check = check
         self._parts: list[Scores] = []
         shape = (recipe.sampling.prompts_per_epoch, recipe.sampling.group_size)
         self.advantages = Advantages(
@@ -52,7 +63,9 @@ class Feedback:
 
     def _take(self, update: int, rows: range) -> None:
         jobs = [job for job in self._jobs if job.rows.start in rows]
-        part = self._scorer.collect(jobs, lambda down: self._hold(update, down))
+        # once an update has begun, the way out leads through the epoch's end
+        check = self._check if update == 0 else lambda: None
+        part = self._scorer.collect(jobs, lambda down: self._hold(update, down), check)
         self._parts.append(part)
         found = self._advantages(part)
         group = self._recipe.sampling.group_size

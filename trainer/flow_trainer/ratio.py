@@ -56,7 +56,7 @@ def measure_ratio(policy: Policy, recipe: Recipe, prompts: Sequence[Prompt]) -> 
     count = min(len(prompts), -(-sampling.micro_batch // sampling.group_size))
     probe = list(prompts[:count])
     samples = rollout(policy, recipe, 0, probe, list(range(count)), lambda rows, images: None)
-    rows = min(sampling.micro_batch, len(samples.latents))
+    rows = min(sampling.micro_batch, recipe.share, len(samples.latents))
     same = _replay_error(policy, recipe, samples, probe, rows, 1)
     size = recipe.update.steps_per_forward
     trained = same if size == 1 else _replay_error(policy, recipe, samples, probe, rows, size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -14,9 +15,18 @@ from flow_trainer.models import Policy
 from flow_trainer.noise import evaluation_noise, sample_noise
 from flow_trainer.prompts import Prompt
 from flow_trainer.trajectory import Trajectories
+from flow_trainer.world import ALONE, World
 
 OnImages = Callable[[range, Tensor], None]
 """Called with the rows of a decoded micro-batch and its images (b, H, W, 3) uint8."""
+
+
+def shares(recipe: Recipe, count: int) -> Iterator[list[range]]:
+    """The micro-batches of each update's share of an epoch's first `count` samples. Rollout and
+    replay are cut alike, because a log-probability depends, by rounding, on its batch."""
+    for share in micro_batches(count, recipe.share):
+        batches = micro_batches(len(share), recipe.sampling.micro_batch)
+        yield [range(share.start + b.start, share.start + b.stop) for b in batches]
 
 
 def transition(recipe: Recipe, sigmas: Tensor, steps: Tensor, x: Tensor, v: Tensor) -> Transition:
@@ -38,20 +48,29 @@ def rollout(
     prompts: Sequence[Prompt],
     indices: Sequence[int],
     on_images: OnImages,
+    world: World = ALONE,
+    before_turn: Callable[[], None] = lambda: None,
 ) -> Trajectories:
-    """Samples `group_size` images for each prompt with the epoch's stochastic window.
+    """Samples `group_size` images for each prompt with the epoch's stochastic window; of several
+    ranks, each its own micro-batches.
 
     `indices` are the prompts' positions in the prompt file: noise is keyed by (seed, epoch, index,
     member), so results do not depend on how the epoch is split into micro-batches. `on_images` gets
-    every micro-batch as soon as it is decoded.
+    every micro-batch as soon as it is decoded. `before_turn` is called equally often on every rank.
     """
     sampling = recipe.sampling
     sigmas = policy.sigmas(sampling.num_steps).to(policy.device)
     window = recipe.window(epoch)
     members = [(index, g) for index in indices for g in range(sampling.group_size)]
     conditioning = policy.encode([prompt.text for prompt in prompts]).repeat(sampling.group_size)
+    done: list[int] = []
     finished, latents, log_probs, means = [], [], [], []
-    for rows in micro_batches(len(members), sampling.micro_batch, recipe.share):
+    batches = shares(recipe, len(members))
+    for turn in chain.from_iterable(world.turns(share) for share in batches):
+        before_turn()
+        rows = turn.rows
+        if not rows:
+            continue
         initial, noise = sample_noise(
             recipe.seed,
             epoch,
@@ -79,7 +98,10 @@ def rollout(
                 centres.append(step.mean)
             else:
                 x = euler(x, v, sigmas[i], sigmas[i + 1])
+        if not turn.counts:
+            continue
         watch.check()
+        done += rows
         finished.append(x)
         latents.append(_stack(kept, x))
         log_probs.append(_stack(densities, x))
@@ -87,9 +109,10 @@ def rollout(
             means.append(_stack(centres, x))
         on_images(rows, decode(policy, x, sampling.decode_batch))
     return Trajectories(
+        done,
         window,
         sigmas,
-        members,
+        [members[row] for row in done],
         x_0=torch.cat(finished),
         latents=torch.cat(latents),
         log_probs=torch.cat(log_probs),
@@ -105,19 +128,26 @@ def generate(
     num_steps: int,
     images_per_prompt: int,
     on_images: OnImages,
+    world: World = ALONE,
 ) -> None:
-    """ODE (Euler) sampling for evaluation: the same noise at every call, whatever the epoch."""
+    """ODE (Euler) sampling for evaluation: the same noise at every call, whatever the epoch; of
+    several ranks, each its own micro-batches."""
     sigmas = policy.sigmas(num_steps).to(policy.device)
     members = [(p, g) for p in range(len(prompts)) for g in range(images_per_prompt)]
     conditioning = policy.encode([prompt.text for prompt in prompts]).repeat(images_per_prompt)
-    for rows in micro_batches(len(members), recipe.sampling.micro_batch):
+    batches = list(micro_batches(len(members), recipe.sampling.micro_batch))
+    for turn in world.turns(batches):
+        rows = turn.rows
+        if not rows:
+            continue
         keys = [members[row] for row in rows]
         x = evaluation_noise(recipe.seed, keys, policy.latent_shape).to(policy.device)
         batch = conditioning[rows.start : rows.stop]
         for i in range(num_steps):
             steps = torch.full((len(rows),), i, device=policy.device)
             x = euler(x, policy.velocity(x, sigmas[steps], batch), sigmas[i], sigmas[i + 1])
-        on_images(rows, decode(policy, x, recipe.sampling.decode_batch))
+        if turn.counts:
+            on_images(rows, decode(policy, x, recipe.sampling.decode_batch))
 
 
 def decode(policy: Policy, x_0: Tensor, batch: int) -> Tensor:
@@ -130,10 +160,6 @@ def _stack(steps: list[Tensor], like: Tensor) -> Tensor:
     return torch.stack(steps, 1) if steps else like.new_empty(len(like), 0)
 
 
-def micro_batches(count: int, size: int, share: int | None = None) -> Iterator[range]:
-    """`count` rows in ranges of at most `size`, none of which crosses a multiple of `share`."""
-    share = share or count
-    for first in range(0, count, share):
-        last = min(first + share, count)
-        for start in range(first, last, size):
-            yield range(start, min(start + size, last))
+def micro_batches(count: int, size: int) -> Iterator[range]:
+    for start in range(0, count, size):
+        yield range(start, min(start + size, count))

@@ -16,8 +16,10 @@ from flow_trainer.errors import ConfigError
 from flow_trainer.models import Policy, load_policy
 from flow_trainer.optimizers import make_optimizer
 from flow_trainer.prompts import Prompt, read_prompts
+from flow_trainer.quiet_log import QuietLog
 from flow_trainer.runlog import RunLog
 from flow_trainer.scoring import Scorer
+from flow_trainer.world import World
 
 
 @dataclass(slots=True)
@@ -38,7 +40,13 @@ class Run:
     log: RunLog
     progress: Progress
     prompts: dict[str, list[Prompt]]
+    world: World
     stopping: bool = False
+
+    def asked_to_stop(self) -> bool:
+        """Whether a signal asked any rank to save and leave; all ranks ask together."""
+        self.stopping = self.world.any(self.stopping)
+        return self.stopping
 
     def averaged(self) -> AbstractContextManager[None]:
         """Inside, the policy has the EMA weights."""
@@ -54,23 +62,35 @@ class Run:
         self.checkpoints.save(self.policy, self.optimizer, averages, self.progress)
 
 
-def open_run(recipe: Recipe, folder: Path, *, resume: bool) -> Run:
-    if (folder / "checkpoints").exists() and not resume:
+def open_run(
+    recipe: Recipe, folder: Path, *, resume: bool, device: torch.device, world: World
+) -> Run:
+    """All ranks open a run together."""
+    if world.any((folder / "checkpoints").exists()) and not resume:
         raise ConfigError(f"{folder} holds a run already: continue it with --resume, or pass --out")
+    busy = busy_share(recipe, world.size)
     torch.backends.cuda.matmul.allow_tf32 = True
-    device = pick_device(recipe.device)
     prompts = {
         split: read_prompts(path)
         for split, path in recipe.prompts.model_dump().items()
         if path is not None
     }
-    scorer = Scorer(recipe.rewards, recipe.scoring)
+    scorer = Scorer(recipe.rewards, recipe.scoring, world)
     scorer.wait_ready(recipe.scoring.outage_wait_s if resume else recipe.scoring.timeout_s)
     torch.manual_seed(recipe.seed)  # LoRA's initial weights
-    policy = load_policy(recipe.model, device, with_reference=recipe.update.beta > 0)
+    policy = load_policy(
+        recipe.model, device, with_reference=recipe.update.beta > 0, mesh=world.mesh
+    )
     policy.prepare_prompts([prompt.text for split in prompts.values() for prompt in split])
     u = recipe.update
     parameters = policy.trainable()
+    if not world.lockstep:
+        world.broadcast(parameters.values())
+    elif u.optimizer != "adamw":
+        raise ConfigError(
+            f"update.optimizer = {u.optimizer} cannot divide its state: use adamw, or "
+            "parallel.sharding = none"
+        )
     optimizer = make_optimizer(u, parameters)
     ema = old = sampler = None
     if recipe.ema.enabled:
@@ -80,11 +100,18 @@ def open_run(recipe: Recipe, folder: Path, *, resume: bool) -> Run:
         old = Ema(parameters, old_policy_rule(f.old_start, f.old_rate, f.old_max))
     if recipe.scoring.overlap == "epoch":
         sampler = Ema(parameters, lambda k: 0.0)
-    checkpoints = Checkpoints(folder, recipe.checkpoints.keep)
+    checkpoints = Checkpoints(folder, recipe.checkpoints.keep, world)
     averages = _averages(ema, old, sampler)
     progress = checkpoints.resume(policy, optimizer, averages) if resume else None
-    log = RunLog(folder, recipe, offsets=progress.log_offsets if progress else None)
-    save_resolved(recipe, folder / "recipe.json")
+    log = QuietLog()
+    if world.is_main:
+        log = RunLog(folder, recipe, offsets=progress.log_offsets if progress else None)
+        save_resolved(recipe, folder / "recipe.json")
+    if busy < 0.9:
+        log.say(
+            f"[yellow]{world.size} processes are busy {busy:.0%} of the time: let an update's "
+            f"{recipe.share} images be a multiple of {world.size} x sampling.micro_batch[/yellow]"
+        )
     if progress is not None:
         log.say(f"resuming after epoch {progress.epoch}")
     run = Run(
@@ -100,9 +127,23 @@ def open_run(recipe: Recipe, folder: Path, *, resume: bool) -> Run:
         log,
         progress or Progress(),
         prompts,
+        world,
     )
     note_revisions(run, {name: meta.revision for name, meta in scorer.metadata().items()})
     return run
+
+
+def busy_share(recipe: Recipe, size: int) -> float:
+    """Which part of the time `size` ranks have a micro-batch to work on. Raises ConfigError when an
+    update has fewer micro-batches than there are ranks."""
+    batches = -(-recipe.share // recipe.sampling.micro_batch)
+    if batches < size:
+        raise ConfigError(
+            f"an update's {recipe.share} images in micro-batches of {recipe.sampling.micro_batch} "
+            f"are work for {batches} processes, not for {size}: set sampling.micro_batch to "
+            f"{max(recipe.share // size, 1)} or less, or start fewer processes"
+        )
+    return batches / (-(-batches // size) * size)
 
 
 def _averages(ema: Ema | None, old: Ema | None, sampler: Ema | None) -> dict[str, Ema]:
@@ -121,12 +162,3 @@ def note_revisions(run: Run, current: Mapping[str, str]) -> None:
                 f"{run.progress.epoch}: scores before and after may not compare[/yellow]"
             )
     run.progress.revisions = {**seen, **current}
-
-
-def pick_device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        return torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"device = {name!r}: {error}") from None

@@ -71,7 +71,7 @@ class RunLog:
         for row in rows:
             self._write("audit.jsonl", row)
 
-    def images(self, name: str, epoch: int, grid: np.ndarray) -> Path:
+    def images(self, name: str, epoch: int, grid: np.ndarray) -> Path | None:
         """Saves a grid (H, W, 3) uint8 under RUN/images and shows it in TensorBoard and W&B."""
         from PIL import Image
 

@@ -24,7 +24,7 @@ class Batch:
     """Epochs of updates between the weights that drew it and those that train on it."""
     prompts: list[Prompt]
     images: list[Tensor]
-    """Micro-batches (b, H, W, 3) uint8."""
+    """This rank's micro-batches (b, H, W, 3) uint8, of the rows `samples.rows`."""
     jobs: list[Job]
     samples: Trajectories
     conditioning: Conditioning
@@ -57,20 +57,24 @@ def _draw(run: Run, epoch: int, weights: AbstractContextManager[None], ahead: bo
     images: list[Tensor] = []
     jobs: list[Job] = []
 
-    def on_images(rows: range, pixels: Tensor) -> None:
-        if run.stopping:
+    def leave_if_asked() -> None:
+        if run.asked_to_stop():
             raise Interrupted(f"stopped while sampling epoch {epoch + 1}; saved before it")
+
+    def on_images(rows: range, pixels: Tensor) -> None:
         images.append(pixels)
         jobs.append(run.scorer.submit(rows, pixels, [prompts[row // group] for row in rows]))
         run.log.phase(f"sampling {rows.stop}/{recipe.images_per_epoch}")
 
     try:
         with weights:
-            samples = rollout(run.policy, recipe, epoch, prompts, indices, on_images)
+            samples = rollout(
+                run.policy, recipe, epoch, prompts, indices, on_images, run.world, leave_if_asked
+            )
     except Interrupted:
         # the weights are still those of the last finished epoch
         run.save()
         raise
     conditioning = run.policy.encode([prompt.text for prompt in prompts])
-    v_ref = reference_velocities(run.policy, recipe, epoch, samples, conditioning)
+    v_ref = reference_velocities(run.policy, recipe, epoch, samples, conditioning, run.world)
     return Batch(epoch, int(ahead), prompts, images, jobs, samples, conditioning, v_ref)

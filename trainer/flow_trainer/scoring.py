@@ -12,8 +12,9 @@ import os
 import threading
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -23,11 +24,15 @@ from flow_trainer.config import Reward, Scoring
 from flow_trainer.errors import ConfigError, OutageError, ScoringError
 from flow_trainer.prompts import Prompt
 from flow_trainer.throughput import Traffic
+from flow_trainer.world import ALONE, World
 from reward_api import (
     AsyncRewardClient,
     AsyncRewardSuite,
     DeadlineExceeded,
+    ItemFailure,
     Overloaded,
+    Reason,
+    RewardError,
     ScoreBatch,
     SuiteScores,
     Unavailable,
@@ -104,10 +109,15 @@ class Job:
 
 
 class Scorer:
-    """Rewards of a recipe behind one asynchronous queue. Use from one thread; close when done."""
+    """Rewards of a recipe behind one asynchronous queue. Use from one thread; close when done.
 
-    def __init__(self, rewards: dict[str, Reward], scoring: Scoring) -> None:
+    In a world of several, every rank has one and sends its own images; `collect` and `wait_ready` are
+    then called by all ranks together, and wait on their status group.
+    """
+
+    def __init__(self, rewards: dict[str, Reward], scoring: Scoring, world: World = ALONE) -> None:
         self._config = scoring
+        self._world = world
         self.traffic = Traffic()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="scoring", daemon=True)
@@ -135,40 +145,41 @@ class Scorer:
         self,
         jobs: Sequence[Job],
         hold: Callable[[list[str]], Callable[[], None]] | None = None,
+        check: Callable[[], None] = lambda: None,
     ) -> Scores:
-        """Waits for the scores of `jobs`, in their order.
+        """Waits for the scores of all ranks' `jobs`; they come in the order of their rows. Calls
+        `check` every few seconds meanwhile; it may raise to leave.
 
         When a reward is down altogether, calls `hold` with the names (the run saves itself there;
-        what it returns is called every few seconds and may raise to leave), waits until all rewards
-        are ready again and scores once more. Raises OutageError after `scoring.outage_wait_s`.
+        what it returns replaces `check`), waits until all rewards are ready again and scores once
+        more. Raises OutageError after `scoring.outage_wait_s`.
         """
         started = time.perf_counter()
-        scores = join_scores([job.result.result() for job in jobs])
+        scores = self._join(jobs, check)
         while down := scores.unreachable():
-            still_wanted = hold(down) if hold is not None else None
-            self.wait_ready(self._config.outage_wait_s, still_wanted)
+            check = hold(down) if hold is not None else check
+            self.wait_ready(self._config.outage_wait_s, check)
             for job in jobs:
                 job.result = self._spawn(job.images, job.prompts, job.metadata)
-            scores = join_scores([job.result.result() for job in jobs])
+            scores = self._join(jobs, check)
         scores.wait_s = time.perf_counter() - started
         return scores
 
-    def wait_ready(self, timeout_s: float, check: Callable[[], None] | None = None) -> None:
+    def wait_ready(self, timeout_s: float, check: Callable[[], None] = lambda: None) -> None:
         """Blocks until every reward says it is ready; calls `check` every few seconds meanwhile.
         Raises OutageError after `timeout_s`, AuthenticationFailed at once."""
         deadline = time.monotonic() + timeout_s
         while True:
             left = deadline - time.monotonic()
-            try:
-                return self._run(self._suite.wait_ready(min(left, CHECK_S)))
-            except (Unavailable, Overloaded, DeadlineExceeded) as error:
-                if left <= CHECK_S:
-                    raise OutageError(
-                        f"rewards are not ready after {timeout_s:.0f} s: {error}. Start the service; "
-                        "a run that had begun is saved and continues with --resume"
-                    ) from error
-            if check is not None:
-                check()
+            error = self._not_ready(min(left, CHECK_S))
+            if not self._world.any(error is not None):
+                return
+            if self._world.any(left <= CHECK_S):
+                raise OutageError(
+                    f"rewards are not ready after {timeout_s:.0f} s: {error or 'says another rank'}. "
+                    "Start the service; a run that had begun is saved and continues with --resume"
+                ) from error
+            check()
 
     def metadata(self) -> dict[str, Any]:
         """RewardMetadata of every reward."""
@@ -180,6 +191,25 @@ class Scorer:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+    def _not_ready(self, timeout_s: float) -> RewardError | None:
+        try:
+            return self._run(self._suite.wait_ready(timeout_s))
+        except (Unavailable, Overloaded, DeadlineExceeded) as error:
+            return error
+
+    def _join(self, jobs: Sequence[Job], check: Callable[[], None]) -> Scores:
+        """Scores of all ranks' jobs. No rank waits in a collective for longer than CHECK_S, or it
+        would not see a signal, nor the others that it has seen one."""
+        futures = [job.result for job in jobs]
+        while self._world.any(bool(wait(futures, CHECK_S).not_done)):
+            check()
+        mine = [(job.rows.start, job.result.result()) for job in jobs]
+        if self._world.size == 1:
+            return join_scores([scores for _, scores in mine])
+        parts = self._world.exchange([(start, _pack(scores)) for start, scores in mine])
+        ordered = sorted(chain.from_iterable(parts), key=lambda part: part[0])
+        return join_scores([_unpack(part) for _, part in ordered])
 
     def _spawn(
         self, images: np.ndarray, prompts: list[str], metadata: list[dict[str, Any]]
@@ -219,6 +249,38 @@ def _join_batches(batches: Sequence[ScoreBatch]) -> ScoreBatch:
         joined.revisions |= batch.revisions
         start = rows.stop
     return joined
+
+
+def _pack(scores: SuiteScores) -> dict[str, Any]:
+    """What `join_scores` reads, as JSON."""
+    return {
+        "values": scores.values.tolist(),
+        "valid": scores.valid.tolist(),
+        "rewards": {
+            name: {
+                "values": batch.values.tolist(),
+                "valid": batch.valid.tolist(),
+                "errors": [[i, e.reason, e.message] for i, e in batch.errors.items()],
+                "scores": {sub: np.asarray(v).tolist() for sub, v in batch.scores.items()},
+                "revisions": sorted(batch.revisions),
+            }
+            for name, batch in scores.rewards.items()
+        },
+    }
+
+
+def _unpack(data: dict[str, Any]) -> Scores:
+    rewards = {
+        name: ScoreBatch(
+            values=np.array(batch["values"], float),
+            valid=np.array(batch["valid"], bool),
+            errors={i: ItemFailure(Reason(r), message) for i, r, message in batch["errors"]},
+            scores={sub: np.array(v, float) for sub, v in batch["scores"].items()},
+            revisions=frozenset(batch["revisions"]),
+        )
+        for name, batch in data["rewards"].items()
+    }
+    return Scores(np.array(data["values"], float), np.array(data["valid"], bool), rewards)
 
 
 def _token(name: str, reward: Reward) -> str | None:

@@ -14,9 +14,9 @@ from flow_trainer.errors import ConfigError
 from flow_trainer.evaluate import evaluate
 from flow_trainer.models import load_policy
 from flow_trainer.prompts import read_prompts
-from flow_trainer.run import pick_device
 from flow_trainer.runlog import image_grid
 from flow_trainer.scoring import Scorer
+from flow_trainer.world import pick_device
 
 
 def evaluate_checkpoint(

@@ -10,44 +10,50 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from flow_trainer.advantages import Advantages
-from flow_trainer.audit import audit_rows
+from flow_trainer.audit import audit_rows, image_hash
 from flow_trainer.config import Recipe
 from flow_trainer.errors import Interrupted
-from flow_trainer.evaluate import Evaluation, evaluate
+from flow_trainer.evaluate import Evaluation, evaluate, stack_images
 from flow_trainer.feedback import Feedback
 from flow_trainer.ratio import check_ratio, ratio_tolerance
 from flow_trainer.run import Run, note_revisions, open_run
 from flow_trainer.runlog import image_grid
 from flow_trainer.sampling import Batch, sample, sample_again
 from flow_trainer.scoring import Scores
-from flow_trainer.throughput import peak_flops, peak_memory_gb, reset_peak_memory, speed
+from flow_trainer.sharding import sharding_kind
+from flow_trainer.throughput import Work, peak_flops, peak_memory_gb, reset_peak_memory, speed
 from flow_trainer.update import UpdateStats, update_policy
 from flow_trainer.update_nft import update_nft
+from flow_trainer.world import open_world, pick_device, restarted
 
 
 def train(recipe: Recipe, folder: Path, *, resume: bool = False) -> dict[str, Any]:
     """Trains a recipe in `folder` and returns the summary that it also leaves as summary.json.
 
-    `resume` continues from the newest checkpoint in `folder`, bit for bit on a CPU. Raises
+    `resume` continues from the newest checkpoint in `folder`, bit for bit on a CPU; a process that
+    torchrun restarts does so unasked. Under torchrun, all ranks call this together. Raises
     ConfigError, OutageError, NonFiniteError, RatioError; Interrupted after saving.
     """
-    run = open_run(recipe, folder, resume=resume)
-    try:
-        with _signals(run):
-            before = _heldout(run, "before")
-            _epochs(run)
-            after = _finish(run)
-        return _write_summary(run, before, after)
-    finally:
-        run.log.close()
-        run.scorer.close()
+    device = pick_device(recipe.device)
+    with open_world(device, sharding_kind(recipe)) as world:
+        resume = resume or restarted()
+        run = open_run(recipe, folder, resume=resume, device=device, world=world)
+        try:
+            with _signals(run):
+                before = _heldout(run, "before")
+                _epochs(run)
+                after = _finish(run)
+            return _write_summary(run, before, after)
+        finally:
+            run.log.close()
+            run.scorer.close()
 
 
 def _epochs(run: Run) -> None:
@@ -60,7 +66,7 @@ def _epochs(run: Run) -> None:
     ahead = sample_again(run)
     for epoch in range(run.progress.epoch, recipe.epochs):
         _restart_meters(run)
-        started = time.perf_counter()
+        started, cpu = time.perf_counter(), time.process_time()
         # SAMPLING: images leave for the rewards while the next micro-batch is drawn
         batch = ahead or sample(run, epoch)
         ahead = None
@@ -68,7 +74,9 @@ def _epochs(run: Run) -> None:
             ahead = sample(run, epoch + 1, ahead=True)
         sampled = time.perf_counter()
         # TRAINING: replay the stochastic steps with gradients
-        feedback = Feedback(recipe, run.scorer, batch.jobs, partial(_hold, run))
+        feedback = Feedback(
+            recipe, run.scorer, batch.jobs, partial(_hold, run), partial(_leave_waiting, run)
+        )
         stats = _update(run, batch, feedback)
         ended = time.perf_counter()
         run.progress.epoch = epoch + 1
@@ -80,13 +88,12 @@ def _epochs(run: Run) -> None:
             "reward_wait_s": feedback.wait_s,
             "update_s": ended - sampled - feedback.wait_s,
             "epoch_s": ended - started,
+            "epoch_cpu_s": time.process_time() - cpu,
             **_meters(run, ended - started),
         }
-        pixels = torch.cat(batch.images).numpy()
-        scores = feedback.scores
-        note_revisions(run, scores.revisions())
-        _log_epoch(run, batch, pixels, scores, feedback.advantages, stats, timing)
-        _after_epoch(run, epoch + 1, pixels, scores)
+        note_revisions(run, feedback.scores.revisions())
+        _log_epoch(run, batch, feedback.scores, feedback.advantages, stats, timing)
+        _after_epoch(run, batch, feedback.scores)
 
 
 def _restart_meters(run: Run) -> None:
@@ -98,10 +105,19 @@ def _restart_meters(run: Run) -> None:
 def _meters(run: Run, seconds: float) -> dict[str, float]:
     recipe, device = run.recipe, run.policy.device
     peak = peak_flops(device, recipe.model.dtype)
+    traffic = run.scorer.traffic.take()
+    work = run.policy.take_work()
+    ranks = run.world.exchange([work.tokens, work.flops, peak_memory_gb(device), *traffic.values()])
+    tokens, flops, memory, *sent = zip(*ranks, strict=True)
     return {
-        **speed(run.policy.take_work(), recipe.images_per_epoch, seconds, peak),
-        "peak_memory_gb": peak_memory_gb(device),
-        **run.scorer.traffic.take(),
+        **speed(
+            Work(sum(tokens), sum(flops)),
+            recipe.images_per_epoch,
+            seconds,
+            None if peak is None else peak * run.world.size,
+        ),
+        "peak_memory_gb": max(memory),
+        **{name: sum(column) for name, column in zip(traffic, sent, strict=True)},
     }
 
 
@@ -119,25 +135,42 @@ def _update(run: Run, batch: Batch, feedback: Feedback) -> UpdateStats:
 
     what = batch.epoch, batch.samples, batch.conditioning, feedback.advantages
     if run.old is not None:
-        return update_nft(policy, optimizer, ema, run.old, recipe, *what, ready)
-    return update_policy(policy, optimizer, ema, recipe, *what, batch.v_ref, ready)
+        return update_nft(policy, optimizer, ema, run.old, recipe, *what, ready, run.world)
+    return update_policy(policy, optimizer, ema, recipe, *what, batch.v_ref, ready, run.world)
 
 
-def _after_epoch(run: Run, epoch: int, images: np.ndarray, scores: Scores) -> None:
+def _after_epoch(run: Run, batch: Batch, scores: Scores) -> None:
     """Validation, sample grid and checkpoint when they are due, and the way out on a signal."""
-    recipe = run.recipe
+    recipe, epoch = run.recipe, batch.epoch + 1
     if _due(epoch, recipe.evaluation.every, recipe.epochs):
         _validate(run, epoch)
     if recipe.logging.image_every and epoch % recipe.logging.image_every == 0:
-        group = recipe.sampling.group_size
-        run.log.images("samples", epoch, image_grid(images[: 8 * group], columns=group))
-    if run.stopping or _due(epoch, recipe.checkpoints.every, recipe.epochs):
+        _log_grid(run, batch)
+    stopping = run.asked_to_stop()
+    if stopping or _due(epoch, recipe.checkpoints.every, recipe.epochs):
         run.save()
     mean = scores.mean()
     note = "no scores" if mean is None else f"reward {mean:.3f}"
     run.log.advance(epoch, recipe.epochs, note)
-    if run.stopping:
+    if stopping:
         raise Interrupted(f"stopped after epoch {epoch}; saved")
+
+
+def _log_grid(run: Run, batch: Batch) -> None:
+    """The samples of the first eight prompts."""
+    group = run.recipe.sampling.group_size
+    rows = [row for row in batch.samples.rows if row < 8 * group]
+    images = run.world.gather_rows(rows, stack_images(batch.images)[: len(rows)])
+    if run.world.is_main:
+        run.log.images("samples", batch.epoch + 1, image_grid(images, columns=group))
+
+
+def _leave_waiting(run: Run) -> None:
+    if run.asked_to_stop():
+        run.save()
+        raise Interrupted(
+            f"stopped while epoch {run.progress.epoch + 1} waited for scores; saved before it"
+        )
 
 
 def _due(epoch: int, every: int, last: int) -> bool:
@@ -155,7 +188,7 @@ def _hold(run: Run, update: int, down: list[str]) -> Callable[[], None]:
     )
 
     def still_wanted() -> None:
-        if run.stopping:
+        if run.asked_to_stop():
             raise Interrupted(f"stopped in epoch {run.progress.epoch + 1}; {saved}")
 
     return still_wanted
@@ -172,6 +205,7 @@ def _validate(run: Run, epoch: int) -> None:
             run.recipe,
             run.prompts["validation"],
             run.recipe.evaluation.images_per_prompt,
+            world=run.world,
         )
     run.progress.reward_wait_seconds += result.scores.wait_s
     score = result.scores.mean()
@@ -194,8 +228,16 @@ def _heldout(run: Run, name: str) -> Evaluation | None:
         run.recipe,
         run.prompts["heldout"],
         run.recipe.evaluation.heldout_images_per_prompt,
+        world=run.world,
     )
-    folder = run.folder / "heldout"
+    if run.world.is_main:
+        _keep_heldout(run.folder / "heldout", name, result)
+    run.log.metrics(f"heldout_{name}", run.progress.epoch, result.summary())
+    run.log.say(f"held-out prompts, {name} training: {_format(result.scores.mean())}")
+    return result
+
+
+def _keep_heldout(folder: Path, name: str, result: Evaluation) -> None:
     folder.mkdir(exist_ok=True)
     np.savez_compressed(
         folder / f"{name}.npz",
@@ -203,10 +245,7 @@ def _heldout(run: Run, name: str) -> Evaluation | None:
         prompts=np.array(result.prompts),
         values=result.scores.values,
     )
-    run.log.metrics(f"heldout_{name}", run.progress.epoch, result.summary())
     (folder / f"{name}.json").write_text(json.dumps(result.summary(), indent=2) + "\n")
-    run.log.say(f"held-out prompts, {name} training: {_format(result.scores.mean())}")
-    return result
 
 
 def _finish(run: Run) -> Evaluation | None:
@@ -220,7 +259,6 @@ def _finish(run: Run) -> Evaluation | None:
 def _log_epoch(
     run: Run,
     batch: Batch,
-    images: np.ndarray,
     scores: Scores,
     advantages: Advantages,
     stats: UpdateStats,
@@ -252,7 +290,15 @@ def _log_epoch(
             **timing,
         },
     )
-    run.log.audit(audit_rows(epoch + 1, batch.prompts, images, scores, advantages))
+    hashes = _image_hashes(run, batch)
+    run.log.audit(audit_rows(epoch + 1, batch.prompts, hashes, scores, advantages))
+
+
+def _image_hashes(run: Run, batch: Batch) -> list[str]:
+    """Of all samples, in the order of their rows."""
+    hashes = map(image_hash, stack_images(batch.images))
+    mine = list(zip(batch.samples.rows, hashes, strict=True))
+    return [found for _, found in sorted(chain.from_iterable(run.world.exchange(mine)))]
 
 
 def _write_summary(run: Run, before: Evaluation | None, after: Evaluation | None) -> dict[str, Any]:
@@ -277,8 +323,10 @@ def _write_summary(run: Run, before: Evaluation | None, after: Evaluation | None
             **{name: version(name) for name in ("torch", "diffusers", "transformers", "peft")},
         },
         "device": str(run.policy.device),
+        "processes": run.world.size,
     }
-    (run.folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    if run.world.is_main:
+        (run.folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     return summary
 
 
@@ -293,10 +341,14 @@ def _format(score: float | None) -> str:
 
 @contextmanager
 def _signals(run: Run) -> Iterator[None]:
-    """SIGINT and SIGTERM ask the run to save and leave; a second one ends it at once."""
+    """SIGINT and SIGTERM ask the run to save and leave; a second one ends it at once. Not under
+    torchrun: there it is the same signal, passed on, and torchrun ends what takes too long."""
 
     def ask(number: int, frame: Any) -> None:
         run.stopping = True
+        if run.world.size > 1:
+            run.log.say("stopping: saving first")
+            return
         for name, handler in previous.items():
             signal.signal(name, handler)
         run.log.say("stopping: saving first (once more to stop at once)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -9,11 +10,14 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Trajectories:
-    """The samples of one epoch, prompt-major: row b = p * group_size + g.
+    """Samples of one epoch that this process drew, B of them in the order of their rows; the epoch's
+    row of member g of its prompt p is p * group_size + g.
 
-    B samples, W stochastic steps (contiguous), latents float32.
+    W stochastic steps (contiguous), latents float32.
     """
 
+    rows: list[int]
+    """(B) ascending."""
     window: range
     """Indices of the stochastic steps in the schedule."""
     sigmas: Tensor
@@ -29,3 +33,8 @@ class Trajectories:
     means: Tensor | None
     """(B, W, C, h, w): what latents[:, j + 1] was drawn around; kept for objectives that compare
     means."""
+
+    def at(self, rows: range) -> slice:
+        """Where the samples of these consecutive rows of the epoch are."""
+        start = bisect_left(self.rows, rows.start)
+        return slice(start, start + len(rows))

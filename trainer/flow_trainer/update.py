@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -18,8 +19,10 @@ from flow_trainer.finite import check_gradients, check_step
 from flow_trainer.guard import guard_objective
 from flow_trainer.models import Conditioning, Policy
 from flow_trainer.objective import Objective, Replayed, clip_objective, kl_divergence
-from flow_trainer.rollout import micro_batches, transition
+from flow_trainer.rollout import micro_batches, shares, transition
+from flow_trainer.sharding import whole
 from flow_trainer.trajectory import Trajectories
+from flow_trainer.world import ALONE, World
 
 OBJECTIVES: dict[str, Objective] = {
     "clip": clip_objective,
@@ -45,6 +48,14 @@ class UpdateStats:
             self.totals[name] = self.totals.get(name, 0.0) + float(value.sum())
         self.count += count
 
+    def join(self, world: World) -> None:
+        """Over all ranks."""
+        parts = world.exchange([self.totals, self.count, self.ratio_error])
+        names = dict.fromkeys(name for totals, _, _ in parts for name in totals)
+        self.totals = {name: sum(totals.get(name, 0.0) for totals, _, _ in parts) for name in names}
+        self.count = sum(count for _, count, _ in parts)
+        self.ratio_error = max(error for _, _, error in parts)
+
     def means(self) -> dict[str, float]:
         return {name: total / max(self.count, 1) for name, total in self.totals.items()}
 
@@ -60,6 +71,7 @@ def update_policy(
     advantages: Advantages,
     v_ref: dict[int, Tensor] | None = None,
     ready: Callable[[int], None] | None = None,
+    world: World = ALONE,
 ) -> UpdateStats:
     """`updates_per_epoch` optimizer steps; the first is on-policy (ratio 1), later ones are not.
 
@@ -73,13 +85,17 @@ def update_policy(
     stats = UpdateStats()
     values = advantages.values.flatten()
 
-    def loss(rows: range, offsets: list[int], update: int) -> Tensor:
+    def loss(rows: range, offsets: list[int], update: int, stats: UpdateStats) -> Tensor:
         replay = make_replay(recipe, samples, conditioning, rows, offsets)
-        return _loss(policy, recipe, replay, values, v_ref, stats, first=update == 0)
+        reference = None
+        if v_ref is not None:
+            at = samples.at(rows)
+            reference = torch.stack([v_ref[j][at] for j in offsets], 1).flatten(0, 1)
+        return _loss(policy, recipe, replay, values, reference, stats, first=update == 0)
 
     # no advantage, no gradient: failed, dropped or zero-spread groups
     steps = trained_steps(recipe, epoch)
-    descend(policy, optimizer, ema, recipe, epoch, steps, values, loss, stats, ready)
+    descend(policy, optimizer, ema, recipe, epoch, steps, values, loss, stats, ready, world)
     return stats
 
 
@@ -91,28 +107,33 @@ def descend(
     epoch: int,
     steps: list[int],
     wanted: Tensor,
-    loss: Callable[[range, list[int], int], Tensor],
+    loss: Callable[[range, list[int], int, UpdateStats], Tensor],
     stats: UpdateStats,
     ready: Callable[[int], None] | None = None,
+    world: World = ALONE,
 ) -> None:
-    """The epoch's optimizer steps: accumulates `loss` (rows, steps, number of the update), a sum,
-    over update u's share of the samples and divides by the planned number of (sample, step) pairs.
-    Micro-batches without any sample `wanted` (B,), nonzero, are skipped; `ready` (u) is called before
-    `wanted` is read for update u."""
+    """The epoch's optimizer steps: accumulates `loss` (rows, steps, number of the update, stats), a
+    sum, over update u's share of the samples and divides by the planned number of (sample, step)
+    pairs. Micro-batches without any sample `wanted` (B,), nonzero, are skipped; `ready` (u) is called
+    before `wanted` is read for update u. Several ranks divide a share among them, and each takes the
+    step of the summed gradient."""
     share, updates = recipe.share, recipe.update.updates_per_epoch
-    for u in range(updates):
+    for u, batches in enumerate(shares(recipe, recipe.images_per_epoch)):
         if ready is not None:
             ready(u)
         optimizer.zero_grad(set_to_none=True)
-        for batch in micro_batches(share, recipe.sampling.micro_batch):
-            rows = range(u * share + batch.start, u * share + batch.stop)
-            if not wanted[rows.start : rows.stop].any():
+        for turn in world.turns(batches, lambda rows: bool(wanted[rows.start : rows.stop].any())):
+            if not turn.rows:
                 continue
+            seen = stats if turn.counts else UpdateStats()
             for chunk in step_chunks(steps, recipe.update.steps_per_forward):
-                (loss(rows, chunk, u) / (share * len(steps))).backward()
+                total = loss(turn.rows, chunk, u, seen)
+                (total / (share * len(steps)) if turn.counts else total * 0).backward()
+        world.sum_gradients(policy.trainable().values())
         _step(policy, optimizer, recipe, epoch * updates + u, stats)
         if ema is not None:
             ema.update()
+    stats.join(world)
 
 
 def trained_steps(recipe: Recipe, epoch: int) -> list[int]:
@@ -159,7 +180,7 @@ def make_replay(
     offsets: list[int],
 ) -> Replay:
     """Rows are sample-major: sample b at offsets[0], at offsets[1], ..., then the next sample."""
-    batch = slice(rows.start, rows.stop)
+    batch = samples.at(rows)
     device = samples.latents.device
     prompts = prompts_of(recipe, rows, device)
     steps = torch.tensor([samples.window[j] for j in offsets], device=device)
@@ -188,21 +209,24 @@ def reference_velocities(
     epoch: int,
     samples: Trajectories,
     conditioning: Conditioning,
+    world: World = ALONE,
 ) -> dict[int, Tensor] | None:
-    """The reference policy's velocity (B, C, h, w) at every trained step, by offset; None without a
-    KL term, or where samples are noised afresh. It needs no scores, so it runs while they are still
-    on their way."""
+    """The reference policy's velocity (B, C, h, w) at every trained step of `samples`, by offset;
+    None without a KL term, or where samples are noised afresh. It needs no scores, so it runs while
+    they are still on their way."""
     if recipe.update.beta == 0 or recipe.update.forward_process:
         return None
     found = {j: torch.empty_like(samples.latents[:, 0]) for j in trained_steps(recipe, epoch)}
+    batches = shares(recipe, recipe.images_per_epoch)
     with policy.reference():
-        count = len(samples.latents)
-        for rows in micro_batches(count, recipe.sampling.micro_batch, recipe.share):
+        for turn in chain.from_iterable(world.turns(share) for share in batches):
+            if not turn.rows:
+                continue
             for chunk in step_chunks(list(found), recipe.update.steps_per_forward):
-                r = make_replay(recipe, samples, conditioning, rows, chunk)
+                r = make_replay(recipe, samples, conditioning, turn.rows, chunk)
                 v = policy.velocity(r.x, r.sigmas[r.steps], r.conditioning)
                 for k, j in enumerate(chunk):
-                    found[j][rows.start : rows.stop] = v[k :: len(chunk)]
+                    found[j][samples.at(turn.rows)] = v[k :: len(chunk)]
     return found
 
 
@@ -211,12 +235,13 @@ def _loss(
     recipe: Recipe,
     replay: Replay,
     values: Tensor,
-    v_ref: dict[int, Tensor] | None,
+    v_ref: Tensor | None,
     stats: UpdateStats,
     *,
     first: bool,
 ) -> Tensor:
-    """Summed loss of a replay; `values` are the advantages of all samples of the epoch."""
+    """Summed loss of a replay. `values` are the advantages of all samples of the epoch, `v_ref` the
+    reference's velocities at the replay's rows."""
     rows, offsets, x = replay.rows, replay.offsets, replay.x
     batch = slice(rows.start, rows.stop)
     advantage = values[batch].to(x.device, torch.float32).repeat_interleave(len(offsets))
@@ -227,9 +252,8 @@ def _loss(
     objective = OBJECTIVES[recipe.update.objective]
     loss, diagnostics = objective(replayed, advantage, recipe.update.clip_range)
     if v_ref is not None:
-        v_ref_rows = torch.stack([v_ref[j][batch] for j in offsets], 1).flatten(0, 1)
-        reference = transition(recipe, sigmas, steps, x, v_ref_rows)
-        kl = kl_divergence(recipe.update.kl, step, reference, v, v_ref_rows, replayed.d)
+        reference = transition(recipe, sigmas, steps, x, v_ref)
+        kl = kl_divergence(recipe.update.kl, step, reference, v, v_ref, replayed.d)
         loss = loss + recipe.update.beta * kl
         diagnostics = {**diagnostics, "kl": kl.detach()}
     named = {"velocity": v, "log-probability": replayed.log_prob, "advantage": advantage}
@@ -268,10 +292,11 @@ def _step(
     parameters = policy.trainable()
     gradients = [p.grad for p in parameters.values() if p.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
-    check_gradients(norm, parameters, update)
+    total = whole(norm)
+    check_gradients(total, parameters, update)
     torch.nn.utils.clip_grads_with_norm_(parameters.values(), recipe.update.max_grad_norm, norm)
     optimizer.step()
-    stats.grad_norm = max(stats.grad_norm, float(norm))
+    stats.grad_norm = max(stats.grad_norm, float(total))
     stats.learning_rate = rate
     stats.updates += 1
 

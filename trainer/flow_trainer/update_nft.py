@@ -17,6 +17,7 @@ from flow_trainer.nft import Noised, nft_objective
 from flow_trainer.noise import forward_noise, forward_steps
 from flow_trainer.trajectory import Trajectories
 from flow_trainer.update import UpdateStats, descend, prompts_of
+from flow_trainer.world import ALONE, World
 
 
 def update_nft(
@@ -30,6 +31,7 @@ def update_nft(
     conditioning: Conditioning,
     advantages: Advantages,
     ready: Callable[[int], None] | None = None,
+    world: World = ALONE,
 ) -> UpdateStats:
     """`updates_per_epoch` optimizer steps, then `old`, the policy that samples, follows.
 
@@ -42,7 +44,7 @@ def update_nft(
     values = advantages.values.flatten()
     used = advantages.used.flatten()
 
-    def loss(rows: range, offsets: list[int], update: int) -> Tensor:
+    def loss(rows: range, offsets: list[int], update: int, stats: UpdateStats) -> Tensor:
         batch = slice(rows.start, rows.stop)
         step, v_ref = _noised(policy, old, recipe, epoch, samples, conditioning, rows, offsets)
         repeat = len(offsets)
@@ -61,7 +63,7 @@ def update_nft(
         return torch.where(kept, objective, 0.0).sum()
 
     steps = list(range(recipe.forward_steps))
-    descend(policy, optimizer, ema, recipe, epoch, steps, used, loss, stats, ready)
+    descend(policy, optimizer, ema, recipe, epoch, steps, used, loss, stats, ready, world)
     old.update(recipe.update.updates_per_epoch)
     return stats
 
@@ -96,9 +98,9 @@ def _noised(
 ) -> tuple[Noised, Tensor | None]:
     """Rows at their noise levels number `offsets`, sample-major, and the reference's velocity there
     when there is a KL term."""
-    keys = [samples.keys[row] for row in rows]
+    keys = samples.keys[samples.at(rows)]
     device, repeat = samples.x_0.device, len(offsets)
-    x_0 = samples.x_0[rows.start : rows.stop].repeat_interleave(repeat, 0)
+    x_0 = samples.x_0[samples.at(rows)].repeat_interleave(repeat, 0)
     noise = forward_noise(recipe.seed, epoch, keys, policy.latent_shape, offsets)
     noise = noise.flatten(0, 1).to(device)
     steps = forward_steps(recipe.seed, epoch, keys, recipe.sampling.num_steps)[:, offsets]

@@ -12,13 +12,16 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from flow_trainer.config import Model
 from flow_trainer.throughput import Work
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 FAMILIES = {
     "sd3": "flow_trainer.models.sd3",
@@ -125,14 +128,18 @@ class Policy(Protocol):
         """Inside, `velocity` is the frozen model: without adapter, or before full fine-tuning."""
         ...
 
-    def save(self, folder: Path) -> None:
-        """Writes what diffusers loads: an adapter (`load_lora_weights`) or a transformer."""
+    def save(self, folder: Path | None) -> None:
+        """Writes what diffusers loads: an adapter (`load_lora_weights`) or a transformer. Sharded
+        parameters are gathered for it, so all ranks call; those that do not write pass None."""
         ...
 
 
-def load_policy(config: Model, device: torch.device, *, with_reference: bool) -> Policy:
-    """Loads weights from the hub or a folder. `with_reference` keeps what `reference()` needs."""
+def load_policy(
+    config: Model, device: torch.device, *, with_reference: bool, mesh: DeviceMesh | None = None
+) -> Policy:
+    """Loads weights from the hub or a folder. `with_reference` keeps what `reference()` needs; the
+    transformer is sharded over `mesh`."""
     from flow_trainer.models.policy import DiffusersPolicy
 
     family = importlib.import_module(FAMILIES[config.family]).FAMILY
-    return DiffusersPolicy(family, config, device, with_reference=with_reference)
+    return DiffusersPolicy(family, config, device, with_reference=with_reference, mesh=mesh)

@@ -14,6 +14,7 @@ import diffusers
 import torch
 import transformers
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from flow_trainer.config import Model
 from flow_trainer.errors import ConfigError, NonFiniteError
@@ -57,6 +58,7 @@ class DiffusersPolicy:
         device: torch.device,
         *,
         with_reference: bool,
+        mesh: DeviceMesh | None = None,
         pipeline: Any = None,
     ) -> None:
         """`pipeline`: an instance of the family's, instead of the one at config.path."""
@@ -67,7 +69,12 @@ class DiffusersPolicy:
         if pipeline is None:
             pipeline = _load_pipeline(family, config, self._dtype)
         self._pipeline: Any = pipeline
-        (pipeline.transformer if config.offload else pipeline).to(device)
+        transformer, pipeline.transformer = pipeline.transformer, None
+        if not config.offload:
+            pipeline.to(device)
+        if mesh is None:  # else it goes to the devices in parts, and need not fit on one
+            transformer.to(device)
+        pipeline.transformer = transformer
         # The VAE is float32: half precision visibly changes what the reward sees.
         self._vae: Any = as_float32(self._pipeline.vae).requires_grad_(False).eval()
         factor = self._pipeline.vae_scale_factor
@@ -76,14 +83,13 @@ class DiffusersPolicy:
                 f"model.height x model.width = {config.height}x{config.width} must be multiples of "
                 f"{2 * factor} for this checkpoint (VAE factor {factor}, patch size 2)"
             )
-        transformer = self._pipeline.transformer
         channels = family.latent_channels(transformer.config)
         self.latent_shape = (channels, config.height // factor, config.width // factor)
         count = partial(forward_flops, type(transformer), transformer.config, family.velocity)
         self._flops = FlopsByText(partial(count, config, self.latent_shape))
         self._rows: Counter[tuple[int, bool]] = Counter()
         self._tuning = Tuning(
-            transformer, config, family.lora_targets, with_reference=with_reference
+            transformer, config, family.lora_targets, with_reference=with_reference, mesh=mesh
         )
         self._prompts = PromptCache(self._encode, config.prompt_cache_gb)
 
@@ -175,7 +181,7 @@ class DiffusersPolicy:
     def reference(self) -> AbstractContextManager[None]:
         return self._tuning.reference()
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path | None) -> None:
         self._tuning.save(folder, self._family.pipeline_class)
 
 

@@ -12,11 +12,13 @@ import torch
 from peft import LoraConfig, set_peft_model_state_dict
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from flow_trainer.config import Model
 from flow_trainer.errors import ConfigError
 from flow_trainer.models.kernels import compile_blocks, use_attention
+from flow_trainer.sharding import shard, whole_state
 
 PEFT_FILES = ("adapter_config.json", "adapter_model.safetensors")
 OWN_FILE = "pytorch_lora_weights.safetensors"
@@ -25,7 +27,13 @@ PEFT_PREFIX = "base_model.model."
 
 class Tuning:
     def __init__(
-        self, transformer: Any, config: Model, lora_targets: list[str], *, with_reference: bool
+        self,
+        transformer: Any,
+        config: Model,
+        lora_targets: list[str],
+        *,
+        with_reference: bool,
+        mesh: DeviceMesh | None = None,
     ) -> None:
         self.transformer: Any = transformer.requires_grad_(False).eval()
         self._lora = config.tuning == "lora"
@@ -42,6 +50,11 @@ class Tuning:
         if config.compile:
             for module in filter(None, (transformer, self._reference)):
                 compile_blocks(module)
+        self._class = type(transformer)
+        self._sharded = mesh is not None
+        if mesh is not None:
+            for module in filter(None, (transformer, self._reference)):
+                shard(module, mesh)
         self.trainable: dict[str, nn.Parameter] = {
             name: parameter
             for name, parameter in transformer.named_parameters()
@@ -66,19 +79,36 @@ class Tuning:
         finally:
             self.transformer = trained
 
-    def save(self, folder: Path, pipeline_class: Any) -> None:
+    def save(self, folder: Path | None, pipeline_class: Any) -> None:
+        """See `flow_trainer.models.Policy.save`."""
+        state = None
+        if self._sharded:
+            state = whole_state(self.transformer, keep=folder is not None, wanted=self._saved)
+        if folder is None:
+            return
         if not self._lora:
-            self.transformer.save_pretrained(folder / "transformer")
+            self._whole(state).save_pretrained(folder / "transformer")
             return
         name, config = next(iter(self.transformer.peft_config.items()))
+        layers = get_peft_model_state_dict(self.transformer, state_dict=state, adapter_name=name)
         pipeline_class.save_lora_weights(
             folder,
-            transformer_lora_layers=dict(
-                get_peft_model_state_dict(self.transformer, adapter_name=name)
-            ),
+            transformer_lora_layers=dict(layers),
             # without it the loader assumes alpha = rank and scales the adapter wrongly
             transformer_lora_adapter_metadata=config.to_dict(),
         )
+
+    def _saved(self, name: str) -> bool:
+        return not self._lora or ".lora_" in name
+
+    def _whole(self, state: dict[str, Tensor] | None) -> Any:
+        """The transformer, or one of the same class that holds `state`."""
+        if state is None:
+            return self.transformer
+        with torch.device("meta"):
+            model = self._class.from_config(self.transformer.config)
+        model.load_state_dict(state, assign=True)
+        return model
 
 
 def as_float32(module: Any) -> Any:

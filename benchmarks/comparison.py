@@ -1,0 +1,163 @@
+"""Reads the runs of `compare_algorithms.py`: what each reached and cost, as a table and as curves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from flow_trainer.config import load_resolved
+from flow_trainer.estimate import forwards
+from flow_trainer.report import read_metrics
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A validation during training."""
+
+    forwards: float
+    """Transformer forwards so far, those of evaluations not counted."""
+    cpu_s: float
+    """CPU seconds of the trainer's epochs so far, evaluations and reward service not counted."""
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A finished run."""
+
+    seed: int
+    epochs: int
+    forwards_per_image: int
+    before: float
+    after: float
+    """Mean held-out score."""
+    diversity_before: float
+    diversity_after: float
+    wall_s: float
+    cpu_s: float
+    curve: list[Point]
+
+
+Outcomes = Mapping[str, Sequence[Outcome]]
+"""Finished runs by the variant's name; a variant may have none."""
+
+
+def read_outcome(run: Path, base_score: float) -> Outcome:
+    """Reads a run folder; `base_score` is the untrained model's on the validation prompts."""
+    recipe = load_resolved(run / "recipe.json")
+    summary = json.loads((run / "summary.json").read_text())
+    per_image = forwards(recipe).total
+    curve = [Point(0.0, 0.0, base_score)]
+    cpu_s = 0.0
+    for row in read_metrics(run):
+        if row["kind"] == "train":
+            cpu_s += row["epoch_cpu_s"]
+        elif row["kind"] == "validation":
+            done = row["epoch"] * recipe.images_per_epoch * per_image
+            curve.append(Point(done, cpu_s, row["score"]))
+    return Outcome(
+        seed=summary["seed"],
+        epochs=summary["epochs"],
+        forwards_per_image=per_image,
+        before=summary["heldout_before"],
+        after=summary["heldout_after"],
+        diversity_before=stored_diversity(run / "heldout" / "before.npz"),
+        diversity_after=stored_diversity(run / "heldout" / "after.npz"),
+        wall_s=summary["train_wall_seconds"],
+        cpu_s=cpu_s,
+        curve=curve,
+    )
+
+
+def stored_diversity(path: Path) -> float:
+    with np.load(path, allow_pickle=False) as stored:
+        return diversity(stored["images"], stored["prompts"].tolist())
+
+
+def diversity(images: np.ndarray, prompts: Sequence[str]) -> float:
+    """Root mean square pixel difference, in [0, 1], of two images of one prompt: the mean over a
+    prompt's pairs, then over prompts. Images are (N, H, W, 3) uint8, `prompts` has one per image."""
+    pixels = images.reshape(len(images), -1) / 255
+    groups: dict[str, list[int]] = {}
+    for row, prompt in enumerate(prompts):
+        groups.setdefault(prompt, []).append(row)
+    return mean(_mean_distance(pixels[rows]) for rows in groups.values())
+
+
+def _mean_distance(pixels: np.ndarray) -> float:
+    """Of all pairs of at least two rows (n, elements)."""
+    first, second = np.triu_indices(len(pixels), 1)
+    return float(np.sqrt(((pixels[first] - pixels[second]) ** 2).mean(1)).mean())
+
+
+def table(outcomes: Outcomes) -> str:
+    """Markdown; a row per variant, means over its seeds, the held-out scores also one by one."""
+    lines = [
+        "| variant | forwards per image | epochs | held-out before | after, mean (by seed) "
+        "| diversity before | after | CPU, s | wall, s |",
+        "|---|---:|---:|---:|---|---:|---:|---:|---:|",
+    ]
+    for name, runs in outcomes.items():
+        lines.append(f"| {name} | " + " | ".join(_cells(runs)) + " |")
+    return "\n".join(lines)
+
+
+def _cells(runs: Sequence[Outcome]) -> list[str]:
+    if not runs:
+        return ["–"] * 8
+    each = ", ".join(f"{run.seed}: {run.after:.3f}" for run in runs)
+    return [
+        str(runs[0].forwards_per_image),
+        str(runs[0].epochs),
+        f"{mean(run.before for run in runs):.3f}",
+        f"**{mean(run.after for run in runs):.3f}** ({each})",
+        f"{mean(run.diversity_before for run in runs):.3f}",
+        f"{mean(run.diversity_after for run in runs):.3f}",
+        f"{mean(run.cpu_s for run in runs):.0f}",
+        f"{mean(run.wall_s for run in runs):.0f}",
+    ]
+
+
+def draw(outcomes: Outcomes, path: Path) -> None:
+    """Validation score against forwards and against CPU seconds: thin lines are seeds, bold ones
+    their mean. The format follows the suffix of `path`."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.4), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    for (name, runs), color in zip(outcomes.items(), COLORS, strict=False):
+        for axes, x in ((left, "forwards"), (right, "cpu_s")):
+            _lines(axes, [_xy(run, x) for run in runs], name, color)
+    left.set_xlabel("transformer forwards")
+    right.set_xlabel("CPU seconds of training")
+    left.set_ylabel("validation score")
+    left.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:.0f}k" if value else "0")
+    for axes in (left, right):
+        axes.set_xlim(left=0)
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    left.legend(frameon=False, fontsize=9)
+    figure.savefig(path, dpi=110)
+
+
+def _xy(run: Outcome, x: str) -> np.ndarray:
+    """(2, points)"""
+    return np.array([[getattr(point, x), point.score] for point in run.curve]).T
+
+
+def _lines(axes: Axes, curves: Sequence[np.ndarray], name: str, color: str) -> None:
+    for curve in curves:
+        axes.plot(*curve, color=color, linewidth=0.8, alpha=0.4)
+    if curves:
+        axes.plot(*np.mean(curves, axis=0), color=color, linewidth=2.2, label=name)

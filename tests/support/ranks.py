@@ -1,0 +1,82 @@
+"""Several processes of the trainer on this machine, as torchrun would start them.
+
+They are forked from one server that has imported everything, so a world of four costs little more
+than a world of one.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from processes import PATHS
+
+MODULES = ["flow_trainer.train", "flow_trainer.models.policy", "flow_trainer.models.sd3", "ranks"]
+
+
+@dataclass(frozen=True)
+class Ranks:
+    processes: list[BaseProcess]
+
+    def wait(self, timeout_s: float = 90) -> list[int | None]:
+        """Exit statuses, by rank; those that hang are killed."""
+        for process in self.processes:
+            process.join(timeout_s)
+        for process in self.processes:
+            if process.is_alive():
+                process.kill()
+                process.join()
+        return [process.exitcode for process in self.processes]
+
+
+def start(
+    size: int, run: Callable[..., None], *arguments: Any, local_size: int | None = None
+) -> Ranks:
+    """Runs `run` (*arguments) in `size` processes, `local_size` (default: all) on each node."""
+    os.environ["PYTHONPATH"] = PATHS + os.pathsep + str(Path(__file__).parent)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(MODULES)
+    local_size = local_size or size
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    processes: list[BaseProcess] = []
+    for rank in range(size):
+        variables = {
+            "RANK": str(rank),
+            "WORLD_SIZE": str(size),
+            "LOCAL_RANK": str(rank % local_size),
+            "LOCAL_WORLD_SIZE": str(local_size),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
+        process = context.Process(target=_rank, args=(variables, run, *arguments), daemon=True)
+        process.start()
+        processes.append(process)
+    return Ranks(processes)
+
+
+def _rank(variables: dict[str, str], run: Callable[..., None], *arguments: Any) -> None:
+    import torch
+
+    os.environ.update(variables)
+    torch.set_num_threads(1)
+    run(*arguments)
+
+
+def train(data: dict[str, Any], out: Path, resume: bool = False) -> None:
+    """`flow-grpo train`, without the parsing; leaving on a signal is a success."""
+    from flow_trainer.config import parse_recipe
+    from flow_trainer.errors import Interrupted
+    from flow_trainer.train import train
+
+    try:
+        train(parse_recipe(data), out, resume=resume)
+    except Interrupted:
+        (out / f"stopped-{os.environ['RANK']}").touch()

@@ -1,0 +1,40 @@
+"""`--set section.key=value`, and paths that a recipe names relative to itself."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from flow_trainer.errors import ConfigError
+
+
+def apply_override(data: dict[str, Any], override: str) -> None:
+    """Sets section.key of `data`; the value is TOML, a bare word a string. Raises ConfigError."""
+    key, separator, text = override.partition("=")
+    if not separator or not key.strip():
+        raise ConfigError(f"--set {override}: write --set section.key=value")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *sections, last = key.strip().split(".")
+    for section in sections:
+        data = data.setdefault(section, {})
+        if not isinstance(data, dict):
+            raise ConfigError(f"--set {override}: {section} is a value, not a section")
+    data[last] = value
+
+
+def resolve_paths(data: dict[str, Any], folder: Path) -> None:
+    """Makes relative paths of prompts, and of models that exist as a folder, absolute in `folder`."""
+    model, prompts = data.get("model"), data.get("prompts")
+    if isinstance(model, dict) and isinstance(model.get("path"), str):
+        for key in ("path", "adapter"):
+            value = model.get(key)
+            if isinstance(value, str) and (folder / value).is_dir():
+                model[key] = str((folder / value).resolve())
+    if isinstance(prompts, dict):
+        for key, value in prompts.items():
+            if isinstance(value, str):
+                prompts[key] = str((folder / value).resolve())
