@@ -78,4 +78,4 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@ $(VENV)/.demo
 
 clean: ## remove the environments and caches, not the runs
-	rm -rf $(VENV) .venv-proto .venv-paddle .venv-bench .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-proto .venv-paddle .venv-triton .venv-bench .venv-containers .pytest_cache .ruff_cache

@@ -102,6 +102,7 @@ def test_native_leaves_the_model_alone() -> None:
 @pytest.mark.filterwarnings(
     "ignore:The .grad attribute of a Tensor:UserWarning"
 )  # Dynamo looks at it
+@pytest.mark.timeout(300)
 def test_compiled_blocks_serve_rollout_and_replay(
     load_tiny: LoadTiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
