@@ -4,6 +4,8 @@ Tokenizers know letters only and text encoders are as random as the rest: for ti
 for images.
 """
 
+# diffusers and transformers annotate their arguments more narrowly than what they take
+# pyright: reportArgumentType=false, reportCallIssue=false
 from __future__ import annotations
 
 import json

@@ -224,7 +224,9 @@ def make_bench(options: argparse.Namespace) -> Bench:
         )
     else:
         if MODELS[options.model][0] != recipe.model.family:
-            raise SystemExit(f"--model {options.model} is no {recipe.model.family}, as the recipe's")
+            raise SystemExit(
+                f"--model {options.model} is no {recipe.model.family}, as the recipe's"
+            )
         pipeline = random_pipeline(options.model, device, dtype, shrunk=options.shrunk)
     return Bench(recipe, pipeline, family, device)
 
@@ -280,7 +282,9 @@ def comparison_table(epochs: dict[str, list[Epoch]], images: int) -> str:
     return markdown(["", HERE, OFFICIAL, "ratio"], rows)
 
 
-def notes(bench: Bench, epochs: dict[str, list[Epoch]], options: argparse.Namespace) -> Iterator[str]:
+def notes(
+    bench: Bench, epochs: dict[str, list[Epoch]], options: argparse.Namespace
+) -> Iterator[str]:
     recipe, f = bench.recipe, forwards(bench.recipe)
     totals = [
         median(o.total_s / h.total_s for h, o in zip(epochs[HERE], epochs[OFFICIAL], strict=True))
@@ -297,7 +301,9 @@ def notes(bench: Bench, epochs: dict[str, list[Epoch]], options: argparse.Namesp
         most = max(e.peak_memory_gb for way in epochs.values() for e in way)
         yield f"- peak memory of the process: {most:.2f} GB"
     name = torch.cuda.get_device_name(bench.device) if bench.device.type == "cuda" else "CPU"
-    shape = f"{recipe.model.height} x {recipe.model.width}, {recipe.images_per_epoch} images per epoch"
+    shape = (
+        f"{recipe.model.height} x {recipe.model.width}, {recipe.images_per_epoch} images per epoch"
+    )
     yield (
         f"\n{recipe.name}, model {options.model}{' (shrunk)' if options.shrunk else ''}, {shape}, "
         f"micro-batches of {recipe.sampling.micro_batch}, {recipe.update.steps_per_forward} steps per "

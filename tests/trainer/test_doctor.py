@@ -116,7 +116,7 @@ def test_weights(tmp_path: Path, pipeline_folder: Path, monkeypatch: pytest.Monk
     import huggingface_hub.constants as constants
 
     assert can_load(str(pipeline_folder), None).startswith("the folder")
-    with pytest.raises(ConfigError, match="has no model_index.json"):
+    with pytest.raises(ConfigError, match=r"has no model_index\.json"):
         can_load(str(tmp_path), None)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
@@ -143,10 +143,13 @@ def test_what_cannot_load_is_not_loaded(
 ) -> None:
     monkeypatch.setattr("flow_trainer.doctor_services.READY_TIMEOUT_S", 0.1)
     recipe_data["model"]["path"] = str(tmp_path)
+    recipe_data["prompts"]["train"] = str(tmp_path / "no.txt")
     checks = {check.name: check for check in examine(parse_recipe(recipe_data), tmp_path)}
     assert [name for name, check in checks.items() if not check.ok] == [
+        "prompts",
         "reward bright",
         "weights",
         "model",
     ]
+    assert "correct prompts.train, or write it" in checks["prompts"].message
     assert "see weights" in checks["model"].message

@@ -5,12 +5,14 @@ from __future__ import annotations
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from flow_trainer.checkpoint import Progress
 from flow_trainer.config import Model, parse_recipe
 from flow_trainer.estimate import forwards
 from flow_trainer.models import load_policy
@@ -19,6 +21,7 @@ from flow_trainer.models.flux import FAMILY as FLUX
 from flow_trainer.prompts import Prompt
 from flow_trainer.ratio import measure_ratio
 from flow_trainer.rollout import rollout
+from flow_trainer.run import note_revisions
 from flow_trainer.throughput import Traffic, Work, peak_flops, peak_memory_gb, speed
 from tiny_pipelines import MODELS, build
 
@@ -109,3 +112,16 @@ def test_bytes_under_way() -> None:
     second.set_exception(RuntimeError())
     traffic.track(Future(), 20)
     assert traffic.take() == {"reward_bytes": 20, "reward_bytes_in_flight": 50}
+
+
+def test_a_reward_that_changes_in_mid_run_is_reported_once() -> None:
+    said: list[str] = []
+    run: Any = SimpleNamespace(
+        progress=Progress(epoch=7, revisions={"ocr": "a", "aesthetic": "x"}),
+        log=SimpleNamespace(say=said.append),
+    )
+    for revision in ("a", "a+b", "b", "b"):
+        note_revisions(run, {"ocr": revision})
+    assert len(said) == 2
+    assert "ocr changed from revision a to a+b after epoch 7" in said[0]
+    assert run.progress.revisions == {"ocr": "b", "aesthetic": "x"}

@@ -45,6 +45,13 @@ def examine(recipe: Recipe, folder: Path) -> Iterator[Check]:
 
 def _check_prompts(recipe: Recipe) -> Check:
     paths = {k: v for k, v in recipe.prompts.model_dump().items() if v is not None}
+    for split, path in paths.items():
+        if not Path(path).exists():
+            return Check(
+                "prompts",
+                False,
+                f"no {path}: correct prompts.{split}, or write it (`flow-grpo prompts --help`)",
+            )
     counts = {split: len(read_prompts(path)) for split, path in paths.items()}
     wanted = recipe.sampling.prompts_per_epoch
     if counts["train"] < wanted:

@@ -65,7 +65,7 @@ def check_memory(recipe: Recipe) -> Check:
     if m.tuning == "full":
         ways += ["set update.optimizer = adamw8bit", "set model.tuning = lora"]
     if need.loading_peak > have:
-        ways = ["use a larger device, or encode prompts elsewhere"]
+        ways = ["use a larger device"]
     return Check("memory", False, f"{message}: {', '.join(ways)}")
 
 

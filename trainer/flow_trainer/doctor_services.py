@@ -38,9 +38,9 @@ def check_reward(name: str, recipe: Recipe, prompt: Prompt) -> Iterator[Check]:
             )
             yield Check(title, problem is None, f"{_describe(url, meta)}{problem or ''}")
         except (OutageError, RewardError) as error:
-            yield Check(
-                title, False, f"{url}: {error}; start it (reward-serve), or correct rewards.{name}"
-            )
+            reason = error.__cause__ or error  # an outage's own advice is for runs
+            fix = f"start it (reward-serve), or correct rewards.{name}"
+            yield Check(title, False, f"{url}: {reason}; {fix}")
         finally:
             scorer.close()
     if len(set(revisions.values())) > 1:
