@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
 import ranks
+from flow_trainer.attempt import attempt_name
 from flow_trainer.config import parse_recipe
 from flow_trainer.errors import ConfigError
 from flow_trainer.quiet_log import QuietLog
@@ -80,6 +83,19 @@ def test_alone_nothing_is_exchanged() -> None:
         assert world.any(True)
         assert world.exchange({"a": 1}) == [{"a": 1}]
         assert not torch.distributed.is_initialized()
+
+
+def test_ranks_of_a_restart_do_not_meet_dead_ones() -> None:
+    """torchrun's store outlives its workers: here the first start's keys are all still in it."""
+    store = dist.HashStore()
+
+    def start() -> list[str]:
+        with ThreadPoolExecutor(3) as pool:
+            return list(pool.map(lambda rank: attempt_name(store, rank, 3), (1, 2, 0)))
+
+    first, second = set(start()), set(start())
+    assert len(first) == len(second) == 1
+    assert first != second
 
 
 @pytest.mark.system

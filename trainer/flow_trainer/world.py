@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from flow_trainer.attempt import attempt_store
 from flow_trainer.errors import ConfigError, Interrupted
 
 STATUS_TIMEOUT = timedelta(days=30)
@@ -204,11 +205,16 @@ def open_world(device: torch.device, sharding: str) -> Iterator[World]:
     if size == 1:
         yield ALONE
         return
+    store, rank, size = attempt_store()
     if device.type == "cuda":
         torch.cuda.set_device(device)
-        dist.init_process_group("cpu:gloo,cuda:nccl", device_id=device)
-    else:
-        dist.init_process_group("gloo")
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+        store=store,
+        rank=rank,
+        world_size=size,
+        device_id=device if device.type == "cuda" else None,
+    )
     mesh = None
     if sharding != "none":
         from flow_trainer.sharding import make_mesh
@@ -216,7 +222,7 @@ def open_world(device: torch.device, sharding: str) -> Iterator[World]:
         mesh = make_mesh(sharding, device.type, size, int(os.environ["LOCAL_WORLD_SIZE"]))
     status = dist.new_group(backend="gloo", timeout=STATUS_TIMEOUT)
     try:
-        yield World(dist.get_rank(), size, mesh, status)
+        yield World(rank, size, mesh, status)
     except Interrupted:
         dist.destroy_process_group()
         raise
