@@ -142,7 +142,7 @@ def decode_image(image: Image, limits: ImageLimits | None = None) -> np.ndarray:
     if not image.is_raw:
         pixels = _decode_file(image.data, limits)
     else:
-        _check_sides(image.width or 0, image.height or 0, limits)
+        check_sides(image.width or 0, image.height or 0, limits)
         pixels = _raw_pixels(image)
         if pixels.shape[-1] == 1:
             pixels = np.repeat(pixels, 3, axis=-1)
@@ -198,7 +198,7 @@ def _decode_file(data: bytes | memoryview, limits: ImageLimits) -> np.ndarray:
         )
     try:
         with pillow.open(io.BytesIO(data), formats=[name]) as file:
-            _check_sides(*file.size, limits)
+            check_sides(*file.size, limits)
             return np.ascontiguousarray(_to_rgb(file))
     except ItemFailure:
         raise
@@ -218,7 +218,8 @@ def _sniff(head: bytes) -> str | None:
     return None
 
 
-def _check_sides(width: int, height: int, limits: ImageLimits) -> None:
+def check_sides(width: int, height: int, limits: ImageLimits) -> None:
+    """Raises ItemFailure (IMAGE_TOO_LARGE)."""
     if max(width, height) > limits.max_image_side:
         raise ItemFailure(
             Reason.IMAGE_TOO_LARGE,

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from reward_api.errors import InvalidRequest, ItemFailure, Reason
-from reward_api.images import ImageLimits, decode_image
+from reward_api.images import ImageLimits, check_sides, decode_image
 from reward_api.messages import Item, PackedImages, ScoreRequest
 from reward_services.chassis.isolation import summary
 from reward_services.chassis.scorer import Sample, Scorer
@@ -148,6 +148,7 @@ class Intake:
 
     def _image(self, item: Item, packed: np.ndarray | None) -> np.ndarray:
         if packed is not None:
+            check_sides(packed.shape[1], packed.shape[0], self._image_limits)
             return packed
         if item.image is None:
             raise ItemFailure(Reason.IMAGE_DECODE, "the item has no image")

@@ -1,6 +1,6 @@
 """mmdet with or without mmcv's compiled operators.
 
-`mmcv.ops`, which mmdet imports as a whole, needs the extension module `mmcv._ext`: a build of a quarter of an hour
+`mmcv.ops`, which mmdet imports as a whole, needs the extension module `mmcv._ext`: a build of 18 minutes
 for each pair of torch and CUDA. Mask2Former calls a single operator of it, multi-scale deformable
 attention, and mmcv brings that one in plain PyTorch too, as the path it takes on a CPU. So:
 

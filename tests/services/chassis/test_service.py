@@ -165,6 +165,13 @@ async def test_requests_that_are_wrong_as_a_whole(start, request_, reason):
     assert_nothing_left(service)
 
 
+async def test_packed_images_have_the_same_limits(start):
+    service, _ = await start(max_image_side=3)
+    packed = PackedImages(data=bytes(4 * 2 * 3), count=1, height=2, width=4)
+    response = await service.score(ScoreRequest(items=[Item(prompt="p")], packed_images=packed))
+    assert _reasons(response) == [Reason.IMAGE_TOO_LARGE]
+
+
 async def test_deadline_fires_while_queued_and_the_device_is_busy(start):
     service, scorer = await start()
     held = await hold_device(service, scorer)
