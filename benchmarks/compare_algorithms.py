@@ -126,7 +126,7 @@ def run_jobs(waiting: Sequence[Job], url: str, at_once: int) -> list[Job]:
                     failed.append(job)
     finally:
         for process in running.values():
-            process.send_signal(signal.SIGINT)
+            process.terminate()  # what runs in the background of a shell may ignore SIGINT
         for process in running.values():
             process.wait()
     return failed
