@@ -7,7 +7,7 @@ JOBS ?= auto
 # On Linux, pip takes the CUDA build of torch unless your index offers a CPU one: see README.
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help demo test test-paddle test-triton lint types unit proto-check bench clean
+.PHONY: help demo test lint types unit proto-check test-paddle test-triton test-containers geneval-ops bench clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 17
