@@ -70,10 +70,12 @@ class _Job:
 
     def request(self, indices: Sequence[int], model: str) -> ScoreRequest:
         packed, images = self.images.select(indices)
-        items = [
-            self.items[i].model_copy(update={"image": image})
-            for i, image in zip(indices, images, strict=True)
-        ]
+        items = [self.items[i] for i in indices]
+        if packed is None:
+            items = [
+                item.model_copy(update={"image": image})
+                for item, image in zip(items, images, strict=True)
+            ]
         return ScoreRequest(
             model=model,
             request_id=f"{self.request_id}-{indices[0]}",
