@@ -71,29 +71,31 @@ class Connection:
         """Sends a request and reads its answer, which may come before all of the body is sent
         (a server that refuses it). `headers` must state the content-length of `parts`."""
         request = h11.Request(method=method, target=target, headers=list(headers.items()))
+        # Before anything is received: h11 takes an end without a request for an orderly one.
+        head = self._h11.send(request) or b""
         if sum(map(len, parts)) <= _SMALL_BYTES:
             # A connection that breaks now may have brought an answer that explains it.
             with contextlib.suppress(OSError):
-                await self._send(request, parts)
+                await self._send(head, parts)
             response = await self._receive()
         else:
-            response = await self._receive_while_sending(request, parts)
+            response = await self._receive_while_sending(head, parts)
         if self._h11.our_state is h11.DONE and self._h11.their_state is h11.DONE:
             self._h11.start_next_cycle()
         return response
 
     async def _receive_while_sending(
-        self, request: h11.Request, parts: Sequence[bytes | memoryview]
+        self, head: bytes, parts: Sequence[bytes | memoryview]
     ) -> Response:
-        sending = asyncio.create_task(self._send(request, parts))
+        sending = asyncio.create_task(self._send(head, parts))
         try:
             return await self._receive()
         finally:
             sending.cancel()
             await asyncio.gather(sending, return_exceptions=True)
 
-    async def _send(self, request: h11.Request, parts: Sequence[bytes | memoryview]) -> None:
-        small = [self._h11.send(request) or b""]
+    async def _send(self, head: bytes, parts: Sequence[bytes | memoryview]) -> None:
+        small = [head]
         for part in parts:
             event = h11.Data(data=part)  # pyright: ignore[reportArgumentType]
             for data in self._h11.send_with_data_passthrough(event) or ():

@@ -4,6 +4,7 @@ import asyncio
 import math
 import subprocess
 
+import h11
 import pytest
 
 from reward_api.errors import (
@@ -16,6 +17,7 @@ from reward_api.errors import (
     Unavailable,
     error_for,
 )
+from reward_api.http_connection import Connection
 from reward_api.messages import Image, Item, ItemScore, PackedImages, ScoreRequest
 from reward_api.testing import FakeReward
 from reward_api.transports import Credentials, Target, open_transport, parse_url
@@ -232,6 +234,27 @@ async def test_strange_answers(raw_server, answer, kind, reason):
     with pytest.raises(kind) as caught:
         await score_at(await raw_server(reply))
     assert caught.value.reason is reason
+
+
+async def test_an_end_before_the_body_is_sent_is_no_answer():
+    class Ended:
+        async def send(self, data):
+            raise BrokenPipeError
+
+        async def receive(self):
+            return b""
+
+        def is_usable(self):
+            return True
+
+        def close(self):
+            pass
+
+    body = bytes(100_000)
+    with pytest.raises(h11.RemoteProtocolError):
+        await Connection(Ended()).exchange(
+            "POST", "/v1/score", {"host": "x", "content-length": str(len(body))}, [body]
+        )
 
 
 async def test_retry_after_of_a_proxy(raw_server):
