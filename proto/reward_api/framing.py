@@ -20,6 +20,9 @@ from reward_api.messages import Image, Item, PackedImages, ScoreRequest
 CONTENT_TYPE = "application/octet-stream"
 LENGTH_HEADER = "inference-header-content-length"
 
+# A field that no message has is named by whoever sent it, at any length.
+_MAX_WHERE = 200
+
 _Pixels = TypeVar("_Pixels", Image, PackedImages)
 
 
@@ -85,7 +88,7 @@ def describe_invalid(error: ValidationError) -> str:
     input itself, which may be megabytes of pixels."""
     problems = error.errors(include_url=False, include_context=False, include_input=False)
     first = problems[0]
-    where = ".".join(map(str, first["loc"])) or "body"
+    where = ".".join(map(str, first["loc"]))[:_MAX_WHERE] or "body"
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     return f"{where}: {first['msg']}{more}"
 

@@ -16,9 +16,11 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSeriali
 from reward_api.errors import STATUS, ItemFailure, Reason
 
 
-def _to_bytes(value: object) -> object:
-    if not isinstance(value, str):
+def _to_bytes(value: object) -> bytes | bytearray | memoryview:
+    if isinstance(value, (bytes, bytearray, memoryview)):
         return value
+    if not isinstance(value, str):
+        raise ValueError("must be a base64 string")
     if value.startswith("data:"):
         _, _, value = value.partition(",")
     try:

@@ -95,6 +95,8 @@ def test_inconsistent_binary_bodies_are_refused(header, tail, length, message):
         b'{"items": [{"prompt": "\\ud800"}]}',
         b'{"items": [{"image": "not base64!"}]}',
         b'{"items": [{"image": {"data": "aGk=", "binary_data_size": 2}}]}',
+        b'{"items": [{"image": {"data": 5}}]}',
+        b'{"items": [{}], "packed_images": {"data": null, "count": 1, "height": 1, "width": 1}}',
         b'{"items": [{"metadata": ' + b'{"a":' * 100_000 + b"1" + b"}" * 100_000 + b"}]}",
         b'{"items": ' + b"[" * 1_000_000,
     ],
@@ -107,4 +109,7 @@ def test_hostile_json_is_refused(text):
 def test_messages_never_echo_the_input():
     with pytest.raises(InvalidRequest) as caught:
         decode_json(b'{"items": [{"image": {"height": "' + b"A" * 100_000 + b'"}}]}')
+    assert len(str(caught.value)) < 500
+    with pytest.raises(InvalidRequest) as caught:
+        decode_json(b'{"items": [], "' + b"A" * 100_000 + b'": 1}')
     assert len(str(caught.value)) < 500
