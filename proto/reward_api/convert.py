@@ -37,6 +37,8 @@ from reward_api.messages import (
 from reward_api.v1 import reward_pb2 as pb
 
 _EXACT = 2**53
+# More than any request has that the services take; looking at each takes the event loop's time.
+_MAX_FIELDS = 4096
 _REASONS = {pb.Reason.Value(reason.value): reason for reason in Reason}
 
 
@@ -75,8 +77,8 @@ def split_request(data: bytes) -> tuple[bytes, PackedImages | None]:
     """A serialized request without its packed images, and those with their pixels as a slice of
     `data`: protobuf's own parser would copy them twice.
 
-    Anything unusual (no packed images, several, not well-formed) is left in the first part, for
-    protobuf to judge.
+    Anything unusual (no packed images, several, thousands of fields, not well-formed) is left in the
+    first part, for protobuf to judge.
     """
     view = memoryview(data)
     try:
@@ -99,24 +101,15 @@ def split_request(data: bytes) -> tuple[bytes, PackedImages | None]:
 
 def _cut(view: memoryview, number: int) -> tuple[bytes, memoryview] | None:
     """A message without its field `number`, and that field's content; None unless there is exactly
-    one. Raises IndexError or ValueError when the message is malformed."""
+    one among few. Raises IndexError or ValueError when the message is malformed."""
     found: tuple[int, int, int] | None = None
-    position = 0
+    position = num_fields = 0
     while position < len(view):
+        num_fields += 1
+        if num_fields > _MAX_FIELDS:
+            return None
         start = position
-        tag, position = _varint(view, position)
-        match tag & 7:
-            case 0:
-                length, position = 0, _varint(view, position)[1]
-            case 1:
-                length = 8
-            case 2:
-                length, position = _varint(view, position)
-            case 5:
-                length = 4
-            case _:
-                raise ValueError("a group")
-        content, position = position, position + length
+        tag, content, position = _field_at(view, position)
         if tag == number << 3 | 2:
             if found:
                 return None
@@ -127,6 +120,23 @@ def _cut(view: memoryview, number: int) -> tuple[bytes, memoryview] | None:
         return None
     start, content, end = found
     return b"".join((view[:start], view[end:])), view[content:end]
+
+
+def _field_at(view: memoryview, position: int) -> tuple[int, int, int]:
+    """The tag of the field that starts there, where its content starts and where that ends."""
+    tag, position = _varint(view, position)
+    match tag & 7:
+        case 0:
+            return tag, position, _varint(view, position)[1]
+        case 1:
+            return tag, position, position + 8
+        case 2:
+            length, position = _varint(view, position)
+            return tag, position, position + length
+        case 5:
+            return tag, position, position + 4
+        case _:
+            raise ValueError("a group")
 
 
 def _varint(view: memoryview, position: int) -> tuple[int, int]:

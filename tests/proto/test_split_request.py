@@ -72,6 +72,13 @@ def test_a_repeated_field_is_left_to_protobuf():
     assert split_request(data + data) == (data + data, None)
 
 
+def test_thousands_of_fields_are_left_to_protobuf():
+    images = pb.PackedImages(data=b"abc", count=1, height=1, width=1)
+    data = pb.ScoreRequest(packed_images=images).SerializeToString()
+    many = pb.ScoreRequest(priority=1).SerializeToString() * 5000
+    assert split_request(data + many) == (data + many, None)
+
+
 @given(st.binary(max_size=60))
 def test_any_bytes_are_taken(data):
     rest, packed = split_request(data)
