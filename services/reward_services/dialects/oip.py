@@ -150,6 +150,12 @@ def _packed(tensor: Tensor) -> PackedImages:
             f"IMAGE as UINT8 has the shape [N, H, W, 3], not {list(tensor.shape)}",
         )
     count, height, width, channels = tensor.shape
+    if len(tensor.data) != math.prod(tensor.shape):  # before anything is made for each of `count`
+        raise InvalidRequest(
+            Reason.IMAGE_SHAPE,
+            f"IMAGE has {len(tensor.data)} bytes, its shape {list(tensor.shape)} needs "
+            f"{math.prod(tensor.shape)}",
+        )
     return PackedImages(
         data=tensor.data, count=count, height=height, width=width, channels=channels
     )

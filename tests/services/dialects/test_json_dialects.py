@@ -148,7 +148,7 @@ async def test_openrlhf(serve, texts, values):
         "scores": values[:2],
         "extra_logs": {"length": [3.0, 0.0]},
     }
-    assert running.scorer.metadata == [{"n": 1}, {}]
+    assert sorted(running.scorer.metadata, key=str) == [{"n": 1}, {}]  # prepared in any order
     body = {"query": ["a drawing"], "images": [f"data:image/png;base64,{texts[2]}"]}
     answer = (await running.http.post("/get_reward", json=body)).json()
     assert answer["rewards"] == [values[2]]
