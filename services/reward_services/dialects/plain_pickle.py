@@ -117,15 +117,16 @@ def _check_size(value: Any) -> None:
     """A few instructions can make a list of a list of a list ... of the same list, or a list that
     holds itself."""
     left = [value]
-    for _ in range(MAX_STEPS):
-        if not left:
-            return
+    seen = 1
+    while left:
         node = left.pop()
-        if isinstance(node, dict):
-            left += [*node, *node.values()]
-        elif isinstance(node, (list, tuple)):
-            left += node
-    raise _invalid(f"the pickle holds more than {MAX_STEPS} values, or itself")
+        if not isinstance(node, (dict, list, tuple)):
+            continue
+        inner = [*node, *node.values()] if isinstance(node, dict) else node
+        seen += len(inner)
+        if seen > MAX_STEPS:
+            raise _invalid(f"the pickle holds more than {MAX_STEPS} values, or itself")
+        left += inner
 
 
 def _invalid(message: str) -> InvalidRequest:

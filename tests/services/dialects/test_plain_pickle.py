@@ -170,6 +170,18 @@ def test_a_list_that_holds_itself_is_refused():
         read_plain_pickle(pickle.dumps(value))
 
 
+def test_a_wide_list_that_holds_itself_takes_no_memory():
+    value = []
+    value += [value] * (MAX_STEPS // 2)
+    body = pickle.dumps(value)
+    tracemalloc.start()
+    with pytest.raises(InvalidRequest, match="itself"):
+        read_plain_pickle(body)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 50 * len(body)
+
+
 def test_long_programs_are_refused():
     file = io.BytesIO()
     file.write(b"\x80\x04]" + b"Na" * MAX_STEPS + b".")
