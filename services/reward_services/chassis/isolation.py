@@ -126,7 +126,8 @@ def _checked(outcome: Outcome, sample: Sample) -> Outcome:
 
 def _with_json_details(outcome: ItemScore) -> Outcome:
     try:
-        json.dumps(outcome.details, allow_nan=False)
+        # Encoded, because a lone surrogate is a str that no protocol carries.
+        json.dumps(outcome.details, allow_nan=False, ensure_ascii=False).encode()
     except (TypeError, ValueError, RecursionError) as error:
         return ItemFailure(Reason.MODEL_ERROR, f"the details are not JSON: {error}")
     return outcome

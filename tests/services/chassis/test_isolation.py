@@ -79,6 +79,13 @@ def test_details_that_are_not_json_are_that_items_error_only_when_asked_for():
     assert _reasons(outcomes) == [None, None]
 
 
+def test_details_that_no_protocol_carries_are_that_items_error():
+    scores = [ItemScore(value=1.0, details={"answer": text}) for text in ("\ud800", "naïve 🎨")]
+    samples = _samples("a", "b", include_details=True)
+    outcomes = score_isolated(lambda batch: scores, samples, lambda size: None)
+    assert _reasons(outcomes) == [Reason.MODEL_ERROR, None]
+
+
 def test_out_of_memory_halves_until_it_fits():
     outcomes, scorer, too_large = _run(*["oom>2"] * 8)
     assert _reasons(outcomes) == [None] * 8
