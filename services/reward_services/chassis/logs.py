@@ -55,6 +55,7 @@ class _TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         fields = "".join(f" {name}={value}" for name, value in _fields(record).items())
         line = f"{_utc(record)} {record.levelname:<7} {self._reward}: {record.getMessage()}{fields}"
+        line = "\\n".join(line.splitlines())  # a message may quote its caller
         if record.exc_info:
             line += "\n" + self.formatException(record.exc_info)
         return line
