@@ -17,7 +17,7 @@ from reward_api.errors import InvalidRequest, Reason, RewardError
 from reward_api.messages import ScoreRequest
 from reward_api.v1 import reward_pb2
 from reward_services.chassis.auth import GrpcAuth, TokenCheck, grpc_tls
-from reward_services.chassis.grpc_call import abort
+from reward_services.chassis.grpc_call import abort, given_request_id
 from reward_services.chassis.service import RewardService
 from reward_services.dialects import GRPC_HANDLERS
 
@@ -38,6 +38,7 @@ class RewardServicer:
         service.metrics.received_bytes.inc(len(data))
         try:
             with service.call("grpc") as call, service.admission.hold_bytes(len(data)):
+                call.name(given_request_id(context))
                 timeout_s = service.timeout_s(context.time_remaining())
                 request = await self._parse(data)
                 del data

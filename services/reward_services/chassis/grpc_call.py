@@ -1,4 +1,4 @@
-"""What every gRPC method of a service has in common: how an error is answered."""
+"""What every gRPC method of a service has in common: the call's id, how an error is answered."""
 
 from __future__ import annotations
 
@@ -10,6 +10,12 @@ import grpc
 from reward_api.errors import RewardError
 
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
+
+
+def given_request_id(context: grpc.aio.ServicerContext) -> str:
+    """The metadata `x-request-id`, or nothing. An id in the message itself takes its place."""
+    metadata = context.invocation_metadata() or ()
+    return next((str(value) for key, value in metadata if key == "x-request-id"), "")
 
 
 async def abort(context: grpc.aio.ServicerContext, error: RewardError) -> NoReturn:

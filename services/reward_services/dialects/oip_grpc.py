@@ -12,7 +12,7 @@ from reward_api.errors import InvalidRequest, Reason, RewardError
 from reward_api.messages import ScoreRequest
 from reward_api.v1 import open_inference_pb2 as pb
 from reward_services import __version__
-from reward_services.chassis.grpc_call import abort
+from reward_services.chassis.grpc_call import abort, given_request_id
 from reward_services.chassis.service import RewardService, State
 from reward_services.dialects import oip
 
@@ -86,6 +86,7 @@ class _Servicer:
         service.metrics.received_bytes.inc(len(data))
         try:
             with service.call("oip-grpc") as call, service.admission.hold_bytes(len(data)):
+                call.name(given_request_id(context))
                 timeout_s = service.timeout_s(context.time_remaining())
                 asked, message, parameters = await self._parse(data)
                 del data

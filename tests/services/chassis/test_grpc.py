@@ -68,6 +68,20 @@ async def test_grpc_http_and_in_process_agree(serve):
     ]
 
 
+async def test_a_request_id_in_the_metadata(serve):
+    running = await serve()
+
+    async def answered(request, request_id):
+        message = request_to_proto(request)
+        metadata = (("x-request-id", request_id),)
+        return (await _stub(running).Score(message, metadata=metadata)).request_id
+
+    assert await answered(raw_request(0), "abc-1") == "abc-1"
+    assert await answered(raw_request(0, request_id="from-message"), "abc-1") == "from-message"
+    with pytest.raises(grpc.aio.AioRpcError, match="printable ASCII"):
+        await answered(raw_request(0), "a b")
+
+
 async def test_both_protocols_share_one_batch(serve):
     running = await serve()
     held = await hold_device(running.service, running.scorer)
