@@ -92,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
         "--timeout", type=float, default=120.0, metavar="S", help="seconds (default 120)"
     )
     parser.add_argument(
-        "--token", default=os.environ.get("REWARD_TOKEN"), help="default: $REWARD_TOKEN"
+        "--token", default=os.environ.get("REWARD_TOKEN") or None, help="default: $REWARD_TOKEN"
     )
     return parser
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from reward_api.errors import ItemFailure, Reason, RewardError
+from reward_api.errors import ItemFailure, Reason, RewardError, Unavailable
 from reward_api.images import decode_image, unpack
 from reward_api.messages import (
     Image,
@@ -95,7 +95,7 @@ class FakeReward:
 
     async def ready(self, *, timeout_s: float) -> None:
         if not self.is_ready:
-            raise RewardError(Reason.LOADING, f"{self.name} is not ready")
+            raise Unavailable(Reason.LOADING, f"{self.name} is not ready")
 
     async def close(self) -> None:
         """There is nothing to close."""

@@ -99,6 +99,9 @@ def test_token(serve, files, capsys, monkeypatch):
     assert cli.main([*arguments, "--token", "secret"]) == 0
     monkeypatch.setenv("REWARD_TOKEN", "secret")
     assert cli.main(arguments) == 0
+    monkeypatch.setenv("REWARD_TOKEN", "")  # as compose passes on a variable that is not set
+    assert cli.main(arguments) == 1
+    assert "AUTH" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

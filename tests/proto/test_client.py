@@ -381,6 +381,13 @@ async def test_wait_ready(service, wire):
         assert (await client.metadata()).name == "fake"
 
 
+async def test_wait_ready_with_the_fake_reward():
+    reward = FakeReward()
+    reward.is_ready = False
+    with pytest.raises(Unavailable, match="not ready"):
+        await AsyncRewardClient(transport=reward).wait_ready(timeout_s=0.1)
+
+
 async def test_wait_ready_does_not_wait_for_a_right_token(serve):
     service = serve(token="secret")
     async with AsyncRewardClient(service.urls["grpc"]) as client:
