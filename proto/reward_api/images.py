@@ -134,11 +134,7 @@ def decode_image(image: Image, limits: ImageLimits | None = None) -> np.ndarray:
     JPEG or WebP file.
     """
     limits = limits or ImageLimits()
-    if len(image.data) > limits.max_image_bytes:
-        raise ItemFailure(
-            Reason.IMAGE_TOO_LARGE,
-            f"{len(image.data)} bytes; max_image_bytes is {limits.max_image_bytes}",
-        )
+    check_bytes(len(image.data), limits)
     if not image.is_raw:
         pixels = _decode_file(image.data, limits)
     else:
@@ -216,6 +212,14 @@ def _sniff(head: bytes) -> str | None:
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return "WEBP"
     return None
+
+
+def check_bytes(count: int, limits: ImageLimits) -> None:
+    """Raises ItemFailure (IMAGE_TOO_LARGE)."""
+    if count > limits.max_image_bytes:
+        raise ItemFailure(
+            Reason.IMAGE_TOO_LARGE, f"{count} bytes; max_image_bytes is {limits.max_image_bytes}"
+        )
 
 
 def check_sides(width: int, height: int, limits: ImageLimits) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from reward_api.errors import InvalidRequest, ItemFailure, Reason
-from reward_api.images import ImageLimits, check_sides, decode_image
+from reward_api.images import ImageLimits, check_bytes, check_sides, decode_image
 from reward_api.messages import Item, PackedImages, ScoreRequest
 from reward_services.chassis.isolation import summary
 from reward_services.chassis.scorer import Sample, Scorer
@@ -84,7 +84,10 @@ class Intake:
         """One sample or failure per item of `span`; fewer when nobody wants them any more."""
         prepared: list[Sample | ItemFailure] = []
         packed = request.packed_images
-        pixels = None if packed is None else _packed_pixels(packed)
+        try:
+            pixels = None if packed is None else _packed_pixels(packed, self._image_limits)
+        except ItemFailure as failure:
+            return [failure] * len(span)
         for i in span:
             if not is_wanted():
                 break
@@ -148,7 +151,6 @@ class Intake:
 
     def _image(self, item: Item, packed: np.ndarray | None) -> np.ndarray:
         if packed is not None:
-            check_sides(packed.shape[1], packed.shape[0], self._image_limits)
             return packed
         if item.image is None:
             raise ItemFailure(Reason.IMAGE_DECODE, "the item has no image")
@@ -177,8 +179,11 @@ def _check_packed(request: ScoreRequest, packed: PackedImages, settings: Service
         )
 
 
-def _packed_pixels(packed: PackedImages) -> np.ndarray:
-    """[N, H, W, 3] uint8, a view of the request's bytes where they are RGB."""
+def _packed_pixels(packed: PackedImages, limits: ImageLimits) -> np.ndarray:
+    """[N, H, W, 3] uint8, a view of the request's bytes where they are RGB. Raises ItemFailure
+    (IMAGE_TOO_LARGE), which is that of every image: they are alike."""
+    check_bytes(packed.height * packed.width * packed.channels, limits)
+    check_sides(packed.width, packed.height, limits)
     shape = (packed.count, packed.height, packed.width, packed.channels)
     pixels = np.frombuffer(packed.data, np.uint8).reshape(shape)
     if packed.channels == 1:

@@ -165,8 +165,9 @@ async def test_requests_that_are_wrong_as_a_whole(start, request_, reason):
     assert_nothing_left(service)
 
 
-async def test_packed_images_have_the_same_limits(start):
-    service, _ = await start(max_image_side=3)
+@pytest.mark.parametrize("limit", [{"max_image_side": 3}, {"max_image_bytes": 23}])
+async def test_packed_images_have_the_same_limits(start, limit):
+    service, _ = await start(**limit)
     packed = PackedImages(data=bytes(4 * 2 * 3), count=1, height=2, width=4)
     response = await service.score(ScoreRequest(items=[Item(prompt="p")], packed_images=packed))
     assert _reasons(response) == [Reason.IMAGE_TOO_LARGE]
