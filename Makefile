@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 # Test processes at a time: one per core.
 JOBS ?= auto
 # On Linux, pip takes the CUDA build of torch unless your index offers a CPU one: see README.
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+# Byte-compiling all of torch and its like takes pip a minute, of which imports use a tenth.
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile --constraint constraints.txt
 
 .PHONY: help demo test lint types unit proto-check test-paddle test-triton test-containers geneval-ops bench clean
 
