@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 # Test processes at a time: one per core.
 JOBS ?= auto
 # On Linux, pip takes the CUDA build of torch unless your index offers a CPU one: see README.
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+# Byte-compiling all of torch and its like takes pip a minute, of which imports use a tenth.
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile --constraint constraints.txt
 
 .PHONY: help demo test lint types unit proto-check test-paddle test-triton test-containers geneval-ops bench clean
 
@@ -15,7 +16,7 @@ help: ## this list
 demo: $(VENV)/.demo ## start the OCR reward, train the tiny SD3 model against it, write a report
 	$(BIN)/flow-grpo demo $(DEMO)
 
-test: lint types unit proto-check ## everything CI runs
+test: lint types unit proto-check ## lint, types, and every test that needs no environment of its own
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from flow_trainer.config import load_resolved
+from flow_trainer.config import load_recipe
 from flow_trainer.estimate import forwards
 from flow_trainer.report import read_metrics
 
@@ -55,7 +55,7 @@ Outcomes = Mapping[str, Sequence[Outcome]]
 
 def read_outcome(run: Path, base_score: float) -> Outcome:
     """Reads a run folder; `base_score` is the untrained model's on the validation prompts."""
-    recipe = load_resolved(run / "recipe.json")
+    recipe = load_recipe(run / "recipe.json")
     summary = json.loads((run / "summary.json").read_text())
     per_image = forwards(recipe).total
     curve = [Point(0.0, 0.0, base_score)]

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from flow_trainer.config import load_recipe, load_resolved, parse_recipe, save_resolved
+from flow_trainer.config import load_recipe, parse_recipe, save_resolved
 from flow_trainer.errors import ConfigError
 
 RECIPES = sorted((Path(__file__).parents[2] / "trainer" / "recipes").glob("*.toml"))
@@ -50,6 +50,7 @@ def test_unknown_key_names_the_nearest() -> None:
         ({"sampling": {"window": {"kind": "random", "hi": 10}}}, "cannot be stochastic"),
         ({"update": {"trained_steps": 10}}, "exceeds the 9 steps"),
         ({"sampling": {"noise_level": 0}}, "greater than 0"),
+        ({"sampling": {"dynamics": "cps", "noise_level": 1.2}}, "wrong sign"),
         ({"rewards": {}}, "name at least one"),
         ({"rewards": {"a": {"url": "x", "clip": [1, 0]}}}, r"write \[least, largest\]"),
         (
@@ -121,4 +122,12 @@ def test_missing_recipe_lists_its_neighbours(tmp_path: Path) -> None:
 def test_resolved_recipe_round_trips(tmp_path: Path) -> None:
     recipe = parse_recipe(minimal(seed=7))
     save_resolved(recipe, tmp_path / "recipe.json")
-    assert load_resolved(tmp_path / "recipe.json") == recipe
+    assert load_recipe(tmp_path / "recipe.json") == recipe
+    assert load_recipe(tmp_path / "recipe.json", ["seed=8"]).seed == 8
+
+
+@pytest.mark.parametrize("name", ["recipe.toml", "recipe.json"])
+def test_what_is_no_recipe_says_where(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text('{"name"')
+    with pytest.raises(ConfigError, match=rf"{name} cannot be read: .*line 1"):
+        load_recipe(tmp_path / name)

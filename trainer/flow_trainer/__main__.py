@@ -110,7 +110,7 @@ def _file_arguments(parser: argparse.ArgumentParser, *, seed: int) -> None:
 
 
 def _recipe_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", type=Path, help="TOML recipe, e.g. trainer/recipes/*.toml")
+    parser.add_argument("recipe", type=Path, help="trainer/recipes/*.toml, or a run's recipe.json")
     parser.add_argument(
         "--set",
         action="append",

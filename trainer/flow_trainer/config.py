@@ -330,20 +330,23 @@ class Recipe(Section):
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Reads a recipe and applies `--set a.b=c` overrides (values in TOML; bare words are strings).
 
-    Relative paths of prompts, and of models that exist as a folder, are taken from the recipe's
-    folder. Raises ConfigError.
+    TOML, whose relative paths of prompts, and of models that exist as a folder, are taken from the
+    recipe's folder; or the resolved recipe.json of a run. Raises ConfigError.
     """
     path = Path(path)
+    resolved = path.suffix == ".json"
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        data = json.loads(text) if resolved else tomllib.loads(text)
     except FileNotFoundError:
         known = ", ".join(sorted(p.name for p in path.parent.glob("*.toml"))) or "none"
         raise ConfigError(f"no recipe {path} (recipes there: {known})") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+    except (tomllib.TOMLDecodeError, json.JSONDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from None
     for override in overrides:
         apply_override(data, override)
-    resolve_paths(data, path.parent)
+    if not resolved:
+        resolve_paths(data, path.parent)
     return parse_recipe(data, source=str(path))
 
 
@@ -356,12 +359,8 @@ def parse_recipe(data: dict[str, Any], source: str = "recipe") -> Recipe:
 
 
 def save_resolved(recipe: Recipe, path: Path) -> None:
-    """The complete recipe as JSON: hand-written recipes are TOML, resolved ones are JSON."""
+    """The complete recipe as JSON, for `load_recipe`."""
     path.write_text(json.dumps(recipe.model_dump(), indent=2) + "\n", encoding="utf-8")
-
-
-def load_resolved(path: Path) -> Recipe:
-    return parse_recipe(json.loads(path.read_text(encoding="utf-8")), source=str(path))
 
 
 def _explain(data: dict[str, Any], detail: Any) -> str:

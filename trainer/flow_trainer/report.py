@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from flow_trainer.config import load_resolved
+from flow_trainer.config import load_recipe
 from flow_trainer.errors import ConfigError
 from flow_trainer.runlog import image_grid
 
@@ -41,7 +41,7 @@ def write_report(run: Path) -> Path:
     rows = read_metrics(run)
     summary_path = run / "summary.json"
     summary = json.loads(summary_path.read_text()) if summary_path.exists() else {}
-    recipe = load_resolved(run / "recipe.json")
+    recipe = load_recipe(run / "recipe.json")
     environment = Environment(
         loader=PackageLoader("flow_trainer", "templates"),
         autoescape=select_autoescape(default=True),

@@ -13,6 +13,7 @@ import numpy as np
 from pydantic import Field
 
 from reward_api.messages import ItemScore, ScoreRange
+from reward_services.chassis.clip_pixels import check_aspect
 from reward_services.chassis.scorer import Sample, Scorer, ScorerInfo, ScorerSettings
 from reward_services.chassis.weights import Weights, WeightsError, fetch_weights
 from reward_services.geneval.classes import CLASSES
@@ -153,6 +154,7 @@ class GenevalScorer(Scorer):
         )
 
     def prepare(self, sample: Sample) -> PromptMetadata:
+        check_aspect(sample.image)  # of a strip the detector's scale leaves no row
         return parse_metadata(sample.metadata)
 
     def batch_key(self, sample: Sample) -> Hashable:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from reward_api.messages import ItemScore, ScoreRange
-from reward_services.chassis.clip_pixels import clip_crop, clip_normalise
+from reward_services.chassis.clip_pixels import check_aspect, clip_crop, clip_normalise
 from reward_services.chassis.scorer import Sample, Scorer, ScorerInfo, ScorerSettings
 from reward_services.chassis.weights import WeightsError, fetch_weights
 
@@ -83,6 +83,7 @@ class ImageRewardScorer(Scorer):
         )
 
     def prepare(self, sample: Sample) -> Prepared:
+        check_aspect(sample.image)
         return Prepared(
             clip_crop(sample.image, crop="round"), self._tokenizer.encode(sample.prompt)
         )

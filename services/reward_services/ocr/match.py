@@ -9,7 +9,7 @@ def target_text(prompt: str) -> str:
     """The text that the image should show: what stands between the first two `"` of the prompt.
 
     With a single `"` it is everything after it, as in flow_grpo. Raises ItemFailure
-    (PROMPT_TARGET) when there is no `"` or nothing visible behind it.
+    (PROMPT_TARGET) when there is no `"` or nothing but blanks behind it: N_ref would be 0.
     """
     _, quote, rest = prompt.partition('"')
     if not quote:
@@ -19,7 +19,7 @@ def target_text(prompt: str) -> str:
             "single and typographic quotes do not count",
         )
     target, _, _ = rest.partition('"')
-    if not target.strip():
+    if not normalize(target):
         raise ItemFailure(
             Reason.PROMPT_TARGET, "the first quoted text of the prompt is empty: there is no target"
         )

@@ -19,8 +19,8 @@ _FINAL_SCORE = re.compile(r"Final Score:\s*([1-5](?:\.\d+)?)")
 _SCORE_TAG = re.compile(r"<Score>(\d+)</Score>")
 _AXIS_SCORE = re.compile(r"\b(Alignment|Coherence|Style) Score \(1-5\):\s*([0-5](?:\.\d+)?)")
 
-# What may follow a number that is complete: 4, 4., 4/5, "4 out of 5"; not 4 of 42, 4.5.1, 4,5 or 4e3.
-_END_OF_NUMBER = re.compile(r"(?:/5)?(?![\d/%]|[.,eE–-]\d)")
+# What may follow a complete number: 4, 4., 4 / 5, 4.5/5.0; not 4 of 42, 4.5.1, 4,5, 4e3 or 4 / 10.
+_END_OF_NUMBER = re.compile(r"(?: */ *5(?:\.0+)?)?(?! */|[\d%]|[.,eE–-]\d)")
 
 
 @dataclass(frozen=True, slots=True)

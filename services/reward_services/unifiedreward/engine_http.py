@@ -53,8 +53,9 @@ class HttpEngine:
         self._url = settings.engine_url.rstrip("/")
         key = settings.api_key
         self._headers = {"Authorization": f"Bearer {key.get_secret_value()}"} if key else {}
+        self._is_far = self._url.startswith("https:")
         # Reading the certificate store takes longer than a small batch: once, and only for TLS.
-        self._verify = httpx.create_ssl_context() if self._url.startswith("https:") else False
+        self._verify = httpx.create_ssl_context() if self._is_far else False
         served = asyncio.run(self._wait_for_models(settings.engine_wait_s))
         self.identity = self._model = _pick(model, served, self._url)
 
@@ -94,7 +95,11 @@ class HttpEngine:
     def _client(self, timeout_s: float | None) -> httpx.AsyncClient:
         limits = httpx.Limits(max_connections=self._settings.concurrency)
         return httpx.AsyncClient(
-            headers=self._headers, verify=self._verify, timeout=timeout_s, limits=limits
+            headers=self._headers,
+            verify=self._verify,
+            trust_env=self._is_far,  # a proxy does not know an engine on this machine or network
+            timeout=timeout_s,
+            limits=limits,
         )
 
     async def _answer_all(self, questions: Sequence[bytes]) -> list[Answer | ItemFailure]:

@@ -131,6 +131,12 @@ def test_metadata_that_cannot_be_scored_never_reaches_a_batch(reward, draw):
     assert caught.value.reason == Reason.MISSING_METADATA
 
 
+def test_a_strip_never_reaches_the_detector(reward):
+    with pytest.raises(ItemFailure) as caught:
+        sample(reward, np.zeros((2, 8192, 3), np.uint8), CUP)
+    assert caught.value.reason == Reason.IMAGE_SHAPE
+
+
 def test_an_image_on_which_the_detector_fails_leaves_its_mates_their_scores(reward, draw):
     poison = draw(size=(48, 48))
 

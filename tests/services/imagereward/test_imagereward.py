@@ -18,6 +18,7 @@ from imagereward_checkpoint import (
 )
 from processes import Services, environment
 from reward_api import RewardClient
+from reward_api.errors import ItemFailure, Reason
 from reward_services.chassis.clip_pixels import clip_crop, clip_normalise
 from reward_services.chassis.scorer import Sample
 from reward_services.chassis.weights import WeightsError
@@ -178,6 +179,12 @@ def test_tokens_are_those_of_bert(folder, prompt):
     assert encoding.attention_mask == expected["attention_mask"]
     assert len(encoding.ids) == 35
     assert encoding.ids[0] == 101
+
+
+def test_a_strip_is_refused_before_it_takes_memory(scorer):
+    with pytest.raises(ItemFailure) as caught:
+        prepared(scorer, np.zeros((8, 8192, 3), np.uint8), "a cat")
+    assert caught.value.reason == Reason.IMAGE_SHAPE
 
 
 def test_a_pair_scores_the_same_alone_and_in_any_batch(scorer):

@@ -63,6 +63,8 @@ def test_a_prompt_without_target_is_an_item_error_where_the_original_loses_the_b
         ('an open "quote to the end', "quote to the end"),
         ("\"It's 5 o'clock\"", "It's 5 o'clock"),
         ('"café"', "café"),
+        ('"\t"', "\t"),  # only blanks are removed: the original has a score for this
+        ('"\u00a0"', "\u00a0"),
     ],
 )
 def test_the_target_is_the_first_quoted_text(prompt, target):
@@ -70,9 +72,9 @@ def test_the_target_is_the_first_quoted_text(prompt, target):
 
 
 @pytest.mark.parametrize(
-    "prompt", ["", "no quote", "“typographic”", '""', '" \t\n"', 'ends with "']
+    "prompt", ["", "no quote", "“typographic”", '""', '"  "', 'ends with "', 'or with " ']
 )
-def test_no_visible_target_is_refused(prompt):
+def test_a_prompt_without_anything_to_show_is_refused(prompt):
     with pytest.raises(ItemFailure, match="quote"):
         target_text(prompt)
 

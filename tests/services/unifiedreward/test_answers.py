@@ -57,7 +57,21 @@ def test_every_published_axis_is_read_and_none_is_made_up(golden):
 
 @pytest.mark.parametrize(
     "number",
-    ["4", "4.", "4.25", "1", "5", "5.0", "4/5", "4.5/5", "4 out of 5", "4)", "4\nok", "4,"],
+    [
+        "4",
+        "4.",
+        "4.25",
+        "1",
+        "5",
+        "5.0",
+        "4/5",
+        "4 / 5",
+        "4.5/5.0",
+        "4 out of 5",
+        "4)",
+        "4\nok",
+        "4,",
+    ],
 )
 def test_clean_numbers(number):
     mark = rating(f"Final Score: {number}")
@@ -67,7 +81,22 @@ def test_clean_numbers(number):
 
 @pytest.mark.parametrize(
     "number",
-    ["10", "55", "5.9", "1e3", "3,5", "4.5.1", "4/10", "4/50", "40%", "3-4", "3–4", "5.0001"],
+    [
+        "10",
+        "55",
+        "5.9",
+        "1e3",
+        "3,5",
+        "4.5.1",
+        "4/10",
+        "4 / 10",
+        "4/50",
+        "4/5.5",
+        "40%",
+        "3-4",
+        "3–4",
+        "5.0001",
+    ],
 )
 def test_broken_numbers_are_read_as_published_and_not_clean(number):
     mark = rating(f"Final Score: {number}")

@@ -237,6 +237,14 @@ def test_a_dead_engine_costs_scores_and_not_the_service():
         assert failure.retryable
 
 
+def test_a_proxy_of_the_environment_is_not_asked_for_an_engine_nearby(monkeypatch):
+    for name in ("http_proxy", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    with judge({}) as (scorer, _):
+        assert outcomes(scorer, "a")[0].value == 0.9
+
+
 def test_the_engine_is_checked_at_the_start():
     with scripted_engine(script_of({}), models=["other"], key="sesame") as engine:
 
