@@ -286,6 +286,7 @@ def _unpack(data: dict[str, Any]) -> Scores:
 def _token(name: str, reward: Reward) -> str | None:
     if reward.token_env is None:
         return None
-    if reward.token_env not in os.environ:
+    token = os.environ.get(reward.token_env)
+    if not token:
         raise ConfigError(f"rewards.{name}.token_env = {reward.token_env!r}: set that variable")
-    return os.environ[reward.token_env]
+    return token
