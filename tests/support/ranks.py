@@ -96,11 +96,12 @@ def elastic(arguments: list[str], size: int, log: Path) -> None:
 
 
 def command(arguments: list[str], log: Path) -> None:
-    """`flow-grpo ARGUMENTS`, its messages appended to `log`; leaves with its exit status."""
+    """`flow-grpo ARGUMENTS`, what it prints appended to `log`; leaves with its exit status."""
     from flow_trainer.__main__ import main
 
     with log.open("a") as file:
-        os.dup2(file.fileno(), 2)
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
     if status := main(arguments):
         raise SystemExit(status)
 
