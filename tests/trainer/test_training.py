@@ -18,8 +18,12 @@ from safetensors.torch import load_file
 
 import ranks
 from flow_trainer.config import parse_recipe
-from flow_trainer.errors import ConfigError, ScoringError
+from flow_trainer.errors import ConfigError, Interrupted, ScoringError
+from flow_trainer.evaluate import evaluate
+from flow_trainer.models import Policy
+from flow_trainer.prompts import Prompt
 from flow_trainer.report import write_report
+from flow_trainer.scoring import Scorer
 from flow_trainer.train import train
 from processes import BRIGHTNESS, Service, Services
 from recipes import write_recipe
@@ -225,6 +229,30 @@ def test_an_outage_holds_the_epoch_and_costs_nothing(
     assert "the epoch is held" in finish(process, out)
     assert_identical(checkpoint(out, 6), checkpoint(whole, 6))
     assert all(row["failed"] == 0 for row in metrics(out, "train"))
+
+
+def test_an_outage_in_an_evaluation_is_said_and_can_be_left(
+    services: Services, data: Callable[..., dict[str, Any]], policy: Policy
+) -> None:
+    service = services.start(BRIGHTNESS)
+    recipe = parse_recipe(data(service.http, 1, scoring={"timeout_s": 1}))
+    told: list[list[str]] = []
+
+    def leave() -> None:
+        raise Interrupted("left")
+
+    def hold(down: list[str]) -> Callable[[], None]:
+        told.append(down)
+        return leave
+
+    scorer = Scorer(recipe.rewards, recipe.scoring)
+    service.stop()
+    try:
+        with pytest.raises(Interrupted, match="left"):
+            evaluate(policy, scorer, recipe, [Prompt("red")], 1, hold=hold)
+    finally:
+        scorer.close()
+    assert told == [["brightness"]]
 
 
 def test_sigterm_saves_and_the_run_goes_on_where_it_was(
