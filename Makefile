@@ -16,7 +16,7 @@ help: ## this list
 demo: $(VENV)/.demo ## start the OCR reward, train the tiny SD3 model against it, write a report
 	$(BIN)/flow-grpo demo $(DEMO)
 
-test: lint types unit proto-check ## everything CI runs
+test: lint types unit proto-check ## lint, types, and every test that needs no environment of its own
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .

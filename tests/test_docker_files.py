@@ -51,6 +51,13 @@ def test_every_reward_has_a_stanza_an_image_and_its_gpu(services: dict[str, Any]
             assert gpu["device_ids"][0].startswith("${" + reward.upper() + "_GPU:-")
 
 
+def test_our_images_are_built_and_never_pulled(services: dict[str, Any]) -> None:
+    # Without a policy, compose asks the public registry for the name before it builds.
+    ours = {name for name, stanza in services.items() if "build" in stanza}
+    assert ours == REWARDS | {"gateway", "trainer"}
+    assert all(services[name]["pull_policy"] == "never" for name in ours)
+
+
 def test_everything_runs_confined(services: dict[str, Any]) -> None:
     for name, stanza in services.items():
         assert stanza["read_only"], name

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from urllib.error import HTTPError
 from urllib.parse import urlencode
 from urllib.request import urlopen
 
@@ -12,7 +13,9 @@ import pytest
 
 from compose_stack import Stack
 from processes import ROOT
+from reward_api import RewardClient
 
+DASHBOARD = ROOT / "docker/observe/grafana/dashboards/rewards.json"
 RULES = ROOT / "tests/containers/alerts.test.yml"
 
 
@@ -45,6 +48,28 @@ def test_prometheus_finds_every_replica(stack: Stack) -> None:
         time.sleep(1)
     assert query('up{job="gateway"}') == {"": 1}
     assert query('count by (reward) (reward_build_info{version!=""})') == {"ocr": 2, "jpeg": 1}
+
+
+def test_every_panel_of_the_dashboard_shows_something() -> None:
+    panels = json.loads(DASHBOARD.read_text(encoding="utf-8"))["panels"]
+    expressions = {target["expr"] for panel in panels for target in panel["targets"]}
+    url = "http://127.0.0.1:8102"
+    image = (ROOT / "docs" / "sign.png").read_bytes()
+    deadline = time.monotonic() + 90
+    while expressions:
+        assert time.monotonic() < deadline, expressions
+        with RewardClient(url, timeout_s=60) as client:
+            client.score([image, b"no image"], ["any"] * 2, on_error="nan")
+        with pytest.raises(HTTPError, match="415") as refused:
+            urlopen(f"{url}/v1/score", data=b"no media type", timeout=10)
+        refused.value.close()
+        filled = {text.replace("$__rate_interval", "1m"): text for text in expressions}
+        expressions -= {
+            text
+            for expression, text in filled.items()
+            if "jpeg" in query(expression.replace("$reward", ".*"))
+        }
+        time.sleep(1)
 
 
 def test_the_alerts_fire_when_they_should(stack: Stack) -> None:

@@ -50,6 +50,7 @@ def test_unknown_key_names_the_nearest() -> None:
         ({"sampling": {"window": {"kind": "random", "hi": 10}}}, "cannot be stochastic"),
         ({"update": {"trained_steps": 10}}, "exceeds the 9 steps"),
         ({"sampling": {"noise_level": 0}}, "greater than 0"),
+        ({"sampling": {"dynamics": "cps", "noise_level": 1.2}}, "wrong sign"),
         ({"rewards": {}}, "name at least one"),
         ({"rewards": {"a": {"url": "x", "clip": [1, 0]}}}, r"write \[least, largest\]"),
         (

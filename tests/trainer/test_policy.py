@@ -216,6 +216,29 @@ def test_samples_without_advantage_do_not_move_the_policy(policy: Policy, recipe
         assert torch.equal(a, b)
 
 
+def test_skipped_micro_batches_do_not_change_the_kl_term(recipe_data: dict[str, Any]) -> None:
+    recipe_data["update"] = {**recipe_data["update"], "kl": "velocity", "beta": 10.0}
+    values = torch.tensor([[1.0, -1.0, 0.0, 0.0], [0.5, 0.0, 0.0, 0.0]], dtype=torch.float64)
+    advantages = Advantages(values, torch.ones(2, 4, dtype=torch.bool), {})
+    moved = []
+    for micro_batch in (4, 2, 1):
+        recipe = changed(recipe_data, "sampling", micro_batch=micro_batch)
+        policy = load_policy(recipe.model, CPU, with_reference=True)
+        with torch.no_grad():  # away from the reference, so that the KL term has a gradient
+            for parameter in policy.trainable().values():
+                parameter *= 1.1
+        start = torch.cat([p.detach().flatten() for p in policy.trainable().values()])
+        samples, _ = sample(policy, recipe)
+        conditioning = policy.encode([prompt.text for prompt in PROMPTS])
+        v_ref = reference_velocities(policy, recipe, 0, samples, conditioning)
+        optimizer = torch.optim.SGD(policy.trainable().values())
+        update_policy(policy, optimizer, None, recipe, 0, samples, conditioning, advantages, v_ref)
+        end = torch.cat([p.detach().flatten() for p in policy.trainable().values()])
+        moved.append(end - start)
+    for other in moved[1:]:
+        assert float((other - moved[0]).norm() / moved[0].norm()) < 1e-3
+
+
 def test_reference_is_the_start(recipe_data: dict[str, Any]) -> None:
     for tuning in ("lora", "full"):
         recipe = changed(recipe_data, "model", tuning=tuning, lora_rank=2)

@@ -17,6 +17,7 @@ from flow_trainer.nft import Noised, nft_objective
 from flow_trainer.noise import evaluation_noise, forward_noise, forward_steps, sample_noise
 from flow_trainer.objective import Replayed, clip_objective
 from flow_trainer.prompts import epoch_prompts, read_prompts
+from flow_trainer.schedule import dynamic_shift_sigmas
 from flow_trainer.update import OBJECTIVES
 from flow_trainer.window import window
 
@@ -26,6 +27,13 @@ SHAPE = (2, 4, 4)
 def draw(kind: str, epoch: int = 0, seed: int = 0, **changes: int | None) -> range:
     arguments = {"num_steps": 10, "size": 3, "lo": 1, "hi": 8, "every": 2, "stride": 1, **changes}
     return window(kind, epoch=epoch, seed=seed, **arguments)  # type: ignore[arg-type]
+
+
+def test_one_step_has_no_end_to_stretch() -> None:
+    assert dynamic_shift_sigmas(1, 0.6, terminal=0.02).tolist() == [1.0, 0.0]
+    stretched = dynamic_shift_sigmas(4, 0.6, terminal=0.02).tolist()
+    assert stretched[0] == 1.0
+    assert stretched[3:] == pytest.approx([0.02, 0.0])
 
 
 def test_windows() -> None:
@@ -90,6 +98,22 @@ def test_advantages_sum_to_zero_in_every_group_and_ignore_failed_samples() -> No
     assert found.metrics["zero_std_ratio"] == pytest.approx(1 / 3)
     alone = group_advantages(rewards[:1, 2:], valid[:1, 2:], std="prompt", min_group=2, clip=5.0)
     torch.testing.assert_close(alone.values, found.values[:1, 2:])
+
+
+@pytest.mark.parametrize("std", ["prompt", "global", "none", "gdpo"])
+@pytest.mark.parametrize("size", [1, 3, 18, 24])
+def test_equal_rewards_have_no_advantage_at_all(std: str, size: int) -> None:
+    # sums of 0.1, 0.7 and 25.3 round: a mean taken plainly differs from them
+    rewards = np.repeat([[0.1], [0.7], [25.3], [0.0]], size, axis=1)
+    rewards[3] = np.arange(size) / 7
+    terms = {"a": Reward(url="")}
+    used = np.ones_like(rewards, bool)
+    normalise = "prompt" if std == "gdpo" else None
+    total = combine_rewards({"a": rewards}, terms, used, normalise=normalise)
+    found = group_advantages(total, used, std=std, min_group=1, clip=5.0)
+    assert not found.values[:3].any()
+    assert bool(found.values[3].any()) == (size > 1)
+    assert found.metrics["zero_std_ratio"] == (0.75 if size > 1 else 1.0)
 
 
 def test_advantage_scopes_and_clip() -> None:
@@ -246,6 +270,14 @@ def test_prompt_files(tmp_path: Path) -> None:
     lines = tmp_path / "p.jsonl"
     lines.write_text('{"prompt": "a", "tag": "x"}\n{"prompt": "b", "metadata": {"k": 1}}\n')
     assert [dict(p.metadata) for p in read_prompts(lines)] == [{"tag": "x"}, {"k": 1}]
+
+
+def test_prompts_break_at_line_feeds_alone(tmp_path: Path) -> None:
+    for name, line in (("p.txt", "{}"), ("p.jsonl", '{{"prompt": "{}"}}')):
+        path = tmp_path / name
+        text = "\r\n".join(map(line.format, ("one\u2028more", "two\x85more")))
+        path.write_bytes(text.encode())
+        assert [p.text for p in read_prompts(path)] == ["one\u2028more", "two\x85more"]
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,7 @@ def group_advantages(
         case "none":
             advantage = centred
         case "gdpo":
-            advantage = _standardise(r, used, axis=None)
+            advantage = np.where(group_std > 0, _standardise(r, used, axis=None), 0.0)
         case _:
             raise ValueError(f"unknown advantage.std {std!r}: prompt, global, none or gdpo")
     kept = used.any(1)
@@ -125,6 +125,10 @@ def _standardise(r: np.ndarray, used: np.ndarray, axis: int | None) -> np.ndarra
 def _moments(r: np.ndarray, used: np.ndarray, axis: int | None) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of the used entries, (P, 1) or (1, 1); 0 where there are none."""
     count = np.maximum(used.sum(axis, keepdims=True), 1)
-    mean = np.where(used, r, 0.0).sum(axis, keepdims=True) / count
+    # from the least entry, so that equal entries deviate by 0 and not by rounding
+    least = np.where(
+        used.any(axis, keepdims=True), r.min(axis, where=used, initial=np.inf, keepdims=True), 0.0
+    )
+    mean = least + np.where(used, r - least, 0.0).sum(axis, keepdims=True) / count
     square = np.where(used, r - mean, 0.0) ** 2
     return mean, np.sqrt(square.sum(axis, keepdims=True) / count)

@@ -76,6 +76,11 @@ def _objective(recipe: Recipe) -> None:
             "update.objective = guard normalises Gaussian log-probabilities, which cps leaves "
             "unscaled: use sampling.dynamics = flow_sde or dance_sde"
         )
+    if s.dynamics == "cps" and s.noise_level > 1:
+        raise ValueError(
+            f"sampling.noise_level = {s.noise_level}: cps replaces all predicted noise at 1 already, and "
+            "beyond it adds it with the wrong sign"
+        )
     if u.forward_process != (s.dynamics == "ode"):
         raise ValueError(
             f"update.objective = {u.objective} does not go with sampling.dynamics = {s.dynamics}: "

@@ -21,24 +21,25 @@ Memory is arithmetic, not a measurement; expect 30 % either way, most of it in t
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from flow_trainer.config import Model, Recipe
 from flow_trainer.models.architectures import Architecture, inspect
 
-PATCH_PIXELS = 16
-"""Pixels per image token and side: VAE factor 8, patches of 2."""
-LATENT_BYTES_PER_PIXEL = 4 * 16 / 64
-"""16 channels of float32 per 8x8 pixels."""
+PATCH = 2
+"""Latents per image token and side."""
+CLIP_TOKENS = 77
+"""Of SD3's CLIP encoders, before those of T5."""
 ACTIVATION_BYTES = 17
 """Per token, channel and block, in units of the element size."""
 DECODE_BYTES_PER_PIXEL = 1024
 T5_PARAMETERS = 4.76e9
 ENCODER_PARAMETERS = {"sd3": 5.58e9, "flux": 4.89e9, "qwen_image": 8.29e9}
 VAE_PARAMETERS = {"sd3": 8.4e7, "flux": 8.4e7, "qwen_image": 1.27e8}
-GB = 1e9
+GB, MB = 1e9, 1e6
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +62,15 @@ def forwards(recipe: Recipe) -> Forwards:
     passes = 1 + backward + int(model.gradient_checkpointing) + int(u.beta > 0)
     if u.forward_process:
         passes += 1  # the old policy
-        steps = recipe.forward_steps
-    else:
-        steps = min(u.trained_steps or recipe.sampling.num_steps, len(recipe.window(0)))
-    return Forwards(sampling=rows * recipe.sampling.num_steps, training=rows * steps * passes)
+    training = rows * _trained_steps(recipe) * passes
+    return Forwards(sampling=rows * recipe.sampling.num_steps, training=training)
+
+
+def _trained_steps(recipe: Recipe) -> int:
+    if recipe.update.forward_process:
+        return recipe.forward_steps
+    window = len(recipe.window(0))
+    return min(recipe.update.trained_steps or window, window)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,14 +147,28 @@ def _latents_per_image(recipe: Recipe) -> int:
 
 
 def _latent_bytes(recipe: Recipe) -> float:
-    return recipe.model.height * recipe.model.width * LATENT_BYTES_PER_PIXEL
+    factor, channels = _latent_layout(recipe.model.path)
+    return recipe.model.height * recipe.model.width / factor**2 * channels * 4
+
+
+def _latent_layout(path: str) -> tuple[int, int]:
+    """Pixels per latent and side, and channels: as a local pipeline's VAE says in SD3's and FLUX's
+    words, else those that all published families have."""
+    file = Path(path) / "vae" / "config.json"
+    vae = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if "block_out_channels" not in vae:
+        return 8, 16
+    return 2 ** (len(vae["block_out_channels"]) - 1), vae["latent_channels"]
 
 
 def _activations(recipe: Recipe, model: Architecture, element: int) -> float:
     m, s = recipe.model, recipe.sampling
     guided = 2 if m.guidance > 1 and m.family != "flux" else 1
     rows = s.micro_batch * recipe.update.steps_per_forward * guided
-    tokens = (m.height // PATCH_PIXELS) * (m.width // PATCH_PIXELS) + m.max_sequence_length
+    side = _latent_layout(m.path)[0] * PATCH
+    tokens = (m.height // side) * (m.width // side) + m.max_sequence_length
+    if m.family == "sd3":
+        tokens += CLIP_TOKENS
     block = rows * tokens * model.width * element * ACTIVATION_BYTES
     if m.gradient_checkpointing:
         return block + model.blocks * rows * tokens * model.width * element
@@ -158,15 +178,17 @@ def _activations(recipe: Recipe, model: Architecture, element: int) -> float:
 def dry_run(recipe: Recipe) -> Iterator[str]:
     """What `flow-grpo train --dry-run` prints, a line each. Loads no weights."""
     s, u, f = recipe.sampling, recipe.update, forwards(recipe)
-    window = recipe.window(0)
-    trained = recipe.forward_steps if u.forward_process else f"{len(window)} stochastic"
     yield f"recipe    {recipe.name}: {recipe.model.family} {recipe.model.path}, {u.objective}"
     yield (
         f"sizes     {s.prompts_per_epoch} prompts x {s.group_size} images = "
-        f"{recipe.images_per_epoch} images per epoch, {u.updates_per_epoch} updates per epoch, "
-        f"{recipe.epochs} epochs"
+        f"{recipe.images_per_epoch} images per epoch, {u.updates_per_epoch} "
+        f"update{'s' * (u.updates_per_epoch > 1)} per epoch, {recipe.epochs} epochs"
     )
-    yield f"steps     {s.num_steps} sampled ({s.dynamics}), {trained} to train per image"
+    stochastic = "" if u.forward_process else f", {len(recipe.window(0))} of them stochastic"
+    yield (
+        f"steps     {s.num_steps} sampled ({s.dynamics}){stochastic}, "
+        f"{_trained_steps(recipe)} trained per image"
+    )
     yield (
         f"forwards  {f.total} per image: {f.sampling} sampling, {f.training} training "
         f"({f.total * recipe.images_per_epoch:,} per epoch)"
@@ -175,15 +197,21 @@ def dry_run(recipe: Recipe) -> Iterator[str]:
     if model is None:
         yield f"memory    unknown: the size of {recipe.model.path} is not on record"
         return
-    found = memory(recipe, model)
-    trained_parameters = (
-        model.lora_parameters if recipe.model.tuning == "lora" else model.parameters
-    )
-    yield f"model     {model.parameters:,} parameters, {trained_parameters:,} trained"
+    trained = model.lora_parameters if recipe.model.tuning == "lora" else model.parameters
+    yield f"model     {model.parameters:,} parameters, {trained:,} trained"
+    yield from _memory_lines(memory(recipe, model))
+
+
+def _memory_lines(found: Memory) -> Iterator[str]:
+    unit, name = (GB, "GB") if found.peak >= GB else (MB, "MB")
+    part = {field.name: f"{getattr(found, field.name) / unit:.1f}" for field in fields(found)}
+    yield f"memory    about {found.peak / unit:.0f} {name} on one GPU (an estimate), the larger of"
     yield (
-        f"memory    about {found.peak / GB:.0f} GB on one GPU (an estimate): transformer "
-        f"{found.transformer / GB:.1f}, training state {found.training_state / GB:.1f}, "
-        f"trajectories {found.trajectories / GB:.1f}, activations {found.activations / GB:.1f}, "
-        f"decoding {found.decode / GB:.1f}; text encoders, at loading only, "
-        f"{found.text_encoders / GB:.1f}"
+        f"  training  {found.training_peak / unit:.1f}: transformer {part['transformer']}, VAE "
+        f"{part['vae']}, training state {part['training_state']}, trajectories "
+        f"{part['trajectories']}, and activations {part['activations']} or decoding {part['decode']}"
+    )
+    yield (
+        f"  loading   {found.loading_peak / unit:.1f}: transformer {part['transformer']}, VAE "
+        f"{part['vae']}, text encoders {part['text_encoders']}"
     )

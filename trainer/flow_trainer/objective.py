@@ -77,7 +77,8 @@ def kl_divergence(
     gaussian: KL(p || p_ref) = (mean - mean_ref)^2 / (2 std^2), both having the same std (the paper).
     gaussian_unscaled: the same with std^2 / D in place of std^2 (flow_grpo since July 2025; its beta
     is about ten times larger at T = 10). velocity: (v - v_ref)^2. `d` (B,): D of each row's step.
-    The forms' values differ by orders of magnitude, so `beta` belongs to a form.
+    The forms' values differ by orders of magnitude, so `beta` belongs to a form. The std of CPS holds
+    no D to leave out: there flow_grpo's is `gaussian`.
     """
     match form:
         case "velocity":

@@ -25,7 +25,8 @@ def read_prompts(path: str | Path) -> list[Prompt]:
     position in the file, not to a text. Raises ConfigError with file and line."""
     path = Path(path)
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        # not splitlines, which also breaks at U+2028 and the like inside a prompt
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read prompts from {path}: {error}") from None
     parse = _parse_json if path.suffix == ".jsonl" else Prompt
@@ -57,9 +58,9 @@ def _parse_json(line: str) -> Prompt:
 def epoch_prompts(num_prompts: int, prompts_per_epoch: int, epoch: int, seed: int) -> list[int]:
     """Indices of the epoch's prompts, distinct, a pure function of (seed, epoch).
 
-    The file is walked in passes, each in an order of its own, so every prompt is used once before
-    any is used twice (an epoch that spans two passes draws its rest from the next one). Raises
-    ConfigError when an epoch needs more prompts than there are.
+    The file is walked in passes, each in an order of its own, so all prompts are used about equally
+    often: an epoch that spans two passes draws its rest from the next one, past what it already has.
+    Raises ConfigError when an epoch needs more prompts than there are.
     """
     if prompts_per_epoch > num_prompts:
         raise ConfigError(

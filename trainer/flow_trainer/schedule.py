@@ -26,12 +26,13 @@ def static_shift_sigmas(num_steps: int, shift: float) -> Tensor:
 def dynamic_shift_sigmas(num_steps: int, mu: float, terminal: float | None = None) -> Tensor:
     """(num_steps + 1,) float32: FLUX's schedule, sigma' = e^mu / (e^mu + 1/sigma - 1).
 
-    `terminal` (Qwen-Image) stretches it so that its last entry before 0 is this one.
+    `terminal` (Qwen-Image) stretches it so that its last entry before 0 is this one; a single step
+    has nothing to stretch.
     """
     _check(num_steps)
     grid = torch.linspace(1.0, 1 / num_steps, num_steps, dtype=torch.float64)
     sigmas = math.exp(mu) / (math.exp(mu) + (1 / grid - 1))
-    if terminal:
+    if terminal and num_steps > 1:
         sigmas = 1 - (1 - sigmas) * (1 - terminal) / (1 - sigmas[-1])
     return _with_zero(sigmas)
 

@@ -77,7 +77,8 @@ def update_policy(
 
     Update u takes the u-th share of the epoch's groups, in sampling order: micro-batches then have
     the composition they had in the rollout, which is what keeps the ratio at 1 in low precision.
-    The loss is a mean over the planned samples, so dropped ones do not rescale the gradient.
+    The loss is a mean over the planned samples, so dropped ones do not rescale the gradient; those
+    without an advantage have no KL term either, as in flow_grpo.
     `conditioning` has one row per prompt; `v_ref` comes from `reference_velocities` when there is a
     KL term. `ready` (u), called before update u, may still fill in the advantages of its share.
     Raises NonFiniteError.
@@ -254,7 +255,8 @@ def _loss(
     if v_ref is not None:
         reference = transition(recipe, sigmas, steps, x, v_ref)
         kl = kl_divergence(recipe.update.kl, step, reference, v, v_ref, replayed.d)
-        loss = loss + recipe.update.beta * kl
+        # none without an advantage, or a row's would depend on whether its micro-batch is skipped
+        loss = loss + recipe.update.beta * torch.where(advantage != 0, kl, 0.0)
         diagnostics = {**diagnostics, "kl": kl.detach()}
     named = {"velocity": v, "log-probability": replayed.log_prob, "advantage": advantage}
     check_step({**named, "loss": loss}, rows, steps)

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import random
 import string
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from statistics import mean
 
 import torch
 from diffusers import AutoencoderKL, SD3Transformer2DModel
@@ -32,13 +34,19 @@ PRETRAINING_WORDS = 128
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """Captions of `samples` signs, and the cycles (steps, peak learning rate) that learn them."""
+    """Captions of `samples` signs, and how they are learned: in cycles of `steps` steps."""
 
     name: str
-    cycles: Sequence[tuple[int, float]]
+    steps: int
+    rate: float
+    """Peak learning rate."""
     timestep_shift: float
     """Mean of logit(sigma)."""
-    samples: int = 14_000
+    samples: int
+    cycles: int = 1
+    """At most."""
+    enough: float = 0.0
+    """Mean loss of a cycle's last 100 steps after which no further cycle follows."""
     wrong_letter: float = 0.0
     """Probability that a drawn letter is a random one instead of the caption's."""
     wrong_word: float = 0.0
@@ -125,49 +133,35 @@ def new_model(tokenizer: CLIPTokenizer, vae: AutoencoderKL) -> TinySD3:
 
 def train_phase(
     model: TinySD3, phase: Phase, rng: random.Random, say: Callable[[str], None]
-) -> Iterator[int]:
-    """Runs a phase; yields the number of finished cycles after each, so that the caller can save."""
+) -> None:
     ids, latents = _signs(model, phase, rng)
-    for number, (steps, rate) in enumerate(phase.cycles, 1):
-        _train_cycle(model, phase, f"{phase.name} {number}", steps, rate, ids, latents, say)
-        yield number
+    for number in range(1, phase.cycles + 1):
+        name = f"{phase.name} {number}"
+        if _train_cycle(model, phase, name, ids, latents, say) <= phase.enough:
+            return
 
 
 def _train_cycle(
     model: TinySD3,
     phase: Phase,
     name: str,
-    steps: int,
-    rate: float,
     ids: Tensor,
     latents: Tensor,
     say: Callable[[str], None],
-) -> None:
+) -> float:
     """Flow matching: x = (1 - sigma) x_0 + sigma eps, target eps - x_0. The rate warms up over 100
-    steps, holds, and falls to a twentieth over the last 40 %."""
-    parameters = model.parameters()
-    optimizer = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.98), weight_decay=0.01)
-    total = 0.0
+    steps, holds, and falls to a twentieth over the last 40 %. Returns the mean loss of the last 100
+    steps."""
+    parameters, steps = model.parameters(), phase.steps
+    optimizer = torch.optim.AdamW(parameters, lr=phase.rate, betas=(0.9, 0.98), weight_decay=0.01)
+    losses: deque[float] = deque(maxlen=100)
     for step in range(steps):
         factor = min(1, (step + 1) / 100)
         if step >= steps * 0.6:
             factor *= max(0.05, (steps - step) / (steps * 0.4))
         for group in optimizer.param_groups:
-            group["lr"] = rate * factor
-        rows = torch.randint(len(latents), (BATCH,))
-        x_0 = latents[rows]
-        tokens, pooled = model.encode(ids[rows])
-        sigma = torch.sigmoid(torch.randn(BATCH) + phase.timestep_shift)
-        eps = torch.randn_like(x_0)
-        s = sigma.view(-1, 1, 1, 1)
-        v = model.transformer(
-            hidden_states=(1 - s) * x_0 + s * eps,
-            timestep=sigma * 1000,
-            encoder_hidden_states=tokens,
-            pooled_projections=pooled,
-            return_dict=False,
-        )[0]
-        loss = (v - (eps - x_0)).pow(2).mean()
+            group["lr"] = phase.rate * factor
+        loss = _loss(model, phase, ids, latents)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -175,10 +169,27 @@ def _train_cycle(
         decay = min(EMA_DECAY, (step + 1) / (step + 10))
         with torch.no_grad():
             torch._foreach_lerp_(model.average, list(parameters), 1 - decay)
-        total += loss.item()
+        losses.append(loss.item())
         if step % 100 == 99:
-            say(f"{name}  {step + 1}/{steps}  loss {total / 100:.4f}")
-            total = 0.0
+            say(f"{name}  {step + 1}/{steps}  loss {mean(losses):.4f}")
+    return mean(losses)
+
+
+def _loss(model: TinySD3, phase: Phase, ids: Tensor, latents: Tensor) -> Tensor:
+    rows = torch.randint(len(latents), (BATCH,))
+    x_0 = latents[rows]
+    tokens, pooled = model.encode(ids[rows])
+    sigma = torch.sigmoid(torch.randn(BATCH) + phase.timestep_shift)
+    eps = torch.randn_like(x_0)
+    s = sigma.view(-1, 1, 1, 1)
+    v = model.transformer(
+        hidden_states=(1 - s) * x_0 + s * eps,
+        timestep=sigma * 1000,
+        encoder_hidden_states=tokens,
+        pooled_projections=pooled,
+        return_dict=False,
+    )[0]
+    return (v - (eps - x_0)).pow(2).mean()
 
 
 def _signs(model: TinySD3, phase: Phase, rng: random.Random) -> tuple[Tensor, Tensor]:
