@@ -36,9 +36,14 @@ class Ranks:
 
 
 def start(
-    size: int, run: Callable[..., None], *arguments: Any, local_size: int | None = None
+    size: int,
+    run: Callable[..., None],
+    *arguments: Any,
+    local_size: int | None = None,
+    daemon: bool = True,
 ) -> Ranks:
-    """Runs `run` (*arguments) in `size` processes, `local_size` (default: all) on each node."""
+    """Runs `run` (*arguments) in `size` processes, `local_size` (default: all) on each node. Those
+    that are not daemons may start others, and whoever starts them has to see them end."""
     os.environ["PYTHONPATH"] = PATHS + os.pathsep + str(Path(__file__).parent)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(MODULES)
@@ -56,7 +61,7 @@ def start(
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
         }
-        process = context.Process(target=_rank, args=(variables, run, *arguments), daemon=True)
+        process = context.Process(target=_rank, args=(variables, run, *arguments), daemon=daemon)
         process.start()
         processes.append(process)
     return Ranks(processes)
@@ -68,6 +73,37 @@ def _rank(variables: dict[str, str], run: Callable[..., None], *arguments: Any) 
     os.environ.update(variables)
     torch.set_num_threads(1)
     run(*arguments)
+
+
+def elastic(arguments: list[str], size: int, log: Path) -> None:
+    """What `torchrun --standalone --nproc-per-node SIZE --max-restarts 1 -m flow_trainer ARGUMENTS`
+    does: torch's own agent starts, watches and restarts the workers, but forks them. Their messages go
+    to `log`."""
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=size,
+        run_id="test",
+        rdzv_backend="c10d",
+        rdzv_endpoint="127.0.0.1:0",
+        max_restarts=1,
+        monitor_interval=0.1,
+        start_method="fork",
+    )
+    elastic_launch(config, command)(arguments, log)
+
+
+def command(arguments: list[str], log: Path) -> None:
+    """`flow-grpo ARGUMENTS`, what it prints appended to `log`; leaves with its exit status."""
+    from flow_trainer.__main__ import main
+
+    with log.open("a") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    if status := main(arguments):
+        raise SystemExit(status)
 
 
 def train(data: dict[str, Any], out: Path, resume: bool = False) -> None:

@@ -7,8 +7,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,7 +20,7 @@ from safetensors.torch import load_file
 import ranks
 from flow_trainer.ema import EMA_STEP
 from flow_trainer.tensor_files import read_tensors
-from processes import BRIGHTNESS, Service, Services, environment
+from processes import BRIGHTNESS, Service, Services
 from recipes import write_recipe
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
@@ -230,28 +228,22 @@ def wait_until(condition: Callable[[], bool]) -> None:
 def test_torchrun_restarts_a_killed_run_where_it_was(brief: dict[str, Any], tmp_path: Path) -> None:
     brief |= {"epochs": 4}
     recipe, out = write_recipe(tmp_path, brief), tmp_path / "killed"
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
-    command += ["--max-restarts=1", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0"]
-    command += ["--monitor-interval=0.1", "-m", "flow_trainer", "train", str(recipe)]
-    with subprocess.Popen(
-        [*command, "--out", str(out)],
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        try:
-            wait_until((out / "checkpoints" / "epoch_00002" / "state.json").exists)
-            os.kill(max(children(process.pid)), signal.SIGKILL)
-            _, errors = process.communicate(timeout=200)
-        finally:
-            process.terminate()
-    assert process.returncode == 0, errors[-6000:]
-    assert "resuming after epoch" in errors
+    log = tmp_path / "messages"
+    arguments = ["train", str(recipe), "--out", str(out)]
+    started = ranks.start(1, ranks.elastic, arguments, 2, log, daemon=False)
+    try:
+        wait_until((out / "checkpoints" / "epoch_00002" / "state.json").exists)
+        os.kill(max(children(started.processes[0].pid)), signal.SIGKILL)
+        status = started.wait()
+    finally:
+        started.processes[0].terminate()
+    messages = log.read_text()
+    assert status == [0], messages[-6000:]
+    assert "resuming after epoch" in messages
     assert_identical(out, run(2, brief, tmp_path / "whole"), 4)
     assert [row["epoch"] for row in metrics(out)] == [1, 2, 3, 4]
 
 
-def children(pid: int) -> list[int]:
+def children(pid: int | None) -> list[int]:
     """Processes that `pid` started."""
     return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]

@@ -16,6 +16,7 @@ SMALL = {
     "sampling.num_steps": 5,
     "model.height": 32,
     "model.width": 32,
+    "model.max_sequence_length": 16,
 }
 
 

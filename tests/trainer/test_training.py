@@ -6,10 +6,9 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import ranks
 from flow_trainer.config import parse_recipe
-from flow_trainer.errors import ConfigError, ScoringError
+from flow_trainer.errors import ConfigError, Interrupted, ScoringError
+from flow_trainer.evaluate import evaluate
+from flow_trainer.models import Policy
+from flow_trainer.prompts import Prompt
 from flow_trainer.report import write_report
+from flow_trainer.scoring import Scorer
 from flow_trainer.train import train
-from processes import BRIGHTNESS, Service, Services, environment
+from processes import BRIGHTNESS, Service, Services
 from recipes import write_recipe
 
 pytestmark = pytest.mark.system
@@ -68,28 +72,28 @@ def assert_identical(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> 
     assert [name for name in a if not torch.equal(a[name], b[name])] == []
 
 
-def start_training(recipe: Path, out: Path, *flags: str) -> subprocess.Popen[str]:
-    command = [
-        sys.executable,
-        "-m",
-        "flow_trainer",
-        "train",
-        str(recipe),
-        "--out",
-        str(out),
-        *flags,
-    ]
-    return subprocess.Popen(
-        command, env=environment(), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
-    )
+def start_training(recipe: Path, out: Path, *flags: str) -> BaseProcess:
+    """`flow-grpo train` in a process of its own; what it prints is in `printed` (out)."""
+    arguments = ["train", str(recipe), "--out", str(out), *flags]
+    return ranks.start(1, ranks.command, arguments, printed(out)).processes[0]
 
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+def printed(out: Path) -> Path:
+    return out.with_suffix(".log")
+
+
+def finish(process: BaseProcess, out: Path) -> str:
+    """What a training that ended well has printed."""
+    process.join(100)
+    text = printed(out).read_text()
+    assert process.exitcode == 0, text
+    return text
+
+
+def wait_for(condition: Callable[[], bool], process: BaseProcess, out: Path) -> None:
     deadline = time.monotonic() + 90
     while not condition():
-        if process.poll() is not None:
-            assert process.stderr is not None
-            raise AssertionError(f"exit {process.returncode}: {process.stderr.read()[-2000:]}")
+        assert process.is_alive(), printed(out).read_text()
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
@@ -149,12 +153,10 @@ def test_killed_runs_resume_bit_for_bit(
     for epoch in (2, 4):
         process = start_training(path, out, "--resume")
         done = out / "checkpoints" / f"epoch_{epoch:05d}" / "state.json"
-        wait_for(done.exists, process)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-    process = start_training(path, out, "--resume")
-    _, errors = process.communicate(timeout=100)
-    assert process.returncode == 0, errors
+        wait_for(done.exists, process, out)
+        process.kill()
+        process.join()
+    finish(start_training(path, out, "--resume"), out)
     assert_identical(checkpoint(out, 6), checkpoint(whole, 6))
     for kind in ("train", "validation"):
         volatile = re.compile("_s$|_per_second$|_tflops$|_memory_gb$|_in_flight$")
@@ -218,17 +220,39 @@ def test_an_outage_holds_the_epoch_and_costs_nothing(
     train(parse_recipe(settings), whole)
     out = tmp_path / "held"
     process = start_training(write_recipe(tmp_path, settings), out)
-    wait_for((out / "checkpoints" / "epoch_00002" / "state.json").exists, process)
+    wait_for((out / "checkpoints" / "epoch_00002" / "state.json").exists, process, out)
     os.kill(first.process.pid, signal.SIGKILL)
     first.process.wait()
     time.sleep(2)
-    assert process.poll() is None
+    assert process.is_alive()
     services.start(BRIGHTNESS, http_port=int(first.http.rpartition(":")[2]))
-    _, errors = process.communicate(timeout=100)
-    assert process.returncode == 0, errors
-    assert "the epoch is held" in errors
+    assert "the epoch is held" in finish(process, out)
     assert_identical(checkpoint(out, 6), checkpoint(whole, 6))
     assert all(row["failed"] == 0 for row in metrics(out, "train"))
+
+
+def test_an_outage_in_an_evaluation_is_said_and_can_be_left(
+    services: Services, data: Callable[..., dict[str, Any]], policy: Policy
+) -> None:
+    service = services.start(BRIGHTNESS)
+    recipe = parse_recipe(data(service.http, 1, scoring={"timeout_s": 1}))
+    told: list[list[str]] = []
+
+    def leave() -> None:
+        raise Interrupted("left")
+
+    def hold(down: list[str]) -> Callable[[], None]:
+        told.append(down)
+        return leave
+
+    scorer = Scorer(recipe.rewards, recipe.scoring)
+    service.stop()
+    try:
+        with pytest.raises(Interrupted, match="left"):
+            evaluate(policy, scorer, recipe, [Prompt("red")], 1, hold=hold)
+    finally:
+        scorer.close()
+    assert told == [["brightness"]]
 
 
 def test_sigterm_saves_and_the_run_goes_on_where_it_was(
@@ -239,15 +263,11 @@ def test_sigterm_saves_and_the_run_goes_on_where_it_was(
     train(parse_recipe(settings), whole)
     path, out = write_recipe(tmp_path, settings), tmp_path / "stopped"
     process = start_training(path, out)
-    wait_for((out / "metrics.jsonl").exists, process)
-    wait_for(lambda: bool(metrics(out, "train")), process)
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 0, errors
-    assert "saved" in errors
-    process = start_training(path, out, "--resume")
-    _, errors = process.communicate(timeout=100)
-    assert process.returncode == 0, errors
+    wait_for((out / "metrics.jsonl").exists, process, out)
+    wait_for(lambda: bool(metrics(out, "train")), process, out)
+    process.terminate()
+    assert "saved" in finish(process, out)
+    finish(start_training(path, out, "--resume"), out)
     assert_identical(checkpoint(out, 4), checkpoint(whole, 4))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,8 @@ from flow_trainer.prompts import Prompt
 from flow_trainer.rollout import generate
 from flow_trainer.scoring import Job, Scorer, Scores
 from flow_trainer.world import ALONE, World
+
+Hold = Callable[[list[str]], Callable[[], None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +52,10 @@ def evaluate(
     images_per_prompt: int,
     num_steps: int | None = None,
     world: World = ALONE,
+    hold: Hold | None = None,
 ) -> Evaluation:
-    """Scores `images_per_prompt` images of each prompt with the weights the policy has now."""
+    """Scores `images_per_prompt` images of each prompt with the weights the policy has now. `hold` is
+    told of an outage; see `Scorer.collect`."""
     images: list[torch.Tensor] = []
     jobs: list[Job] = []
     drawn: list[int] = []
@@ -71,7 +75,7 @@ def evaluate(
         on_images,
         world,
     )
-    scores = scorer.collect(jobs)
+    scores = scorer.collect(jobs, hold)
     scores.require_one()
     return Evaluation(
         scores=scores,

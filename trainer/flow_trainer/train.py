@@ -182,16 +182,25 @@ def _hold(run: Run, update: int, down: list[str]) -> Callable[[], None]:
     if update == 0:
         run.save()
     saved = "the run saved" if update == 0 else "the last checkpoint stands"
+    return _wait_for(run, "the epoch", saved, down)
+
+
+def _wait_for(run: Run, what: str, saved: str, down: list[str]) -> Callable[[], None]:
     run.log.say(
-        f"no scores from {', '.join(down)}: the epoch is held and {saved}; waiting up to "
+        f"no scores from {', '.join(down)}: {what} is held and {saved}; waiting up to "
         f"{run.recipe.scoring.outage_wait_s:.0f} s for the service"
     )
 
     def still_wanted() -> None:
         if run.asked_to_stop():
-            raise Interrupted(f"stopped in epoch {run.progress.epoch + 1}; {saved}")
+            raise Interrupted(f"stopped while {what} waited for scores; {saved}")
 
     return still_wanted
+
+
+def _hold_evaluation(run: Run, down: list[str]) -> Callable[[], None]:
+    # not saved: a run resumed from here would lack this evaluation
+    return _wait_for(run, "the evaluation", "the last checkpoint stands", down)
 
 
 def _validate(run: Run, epoch: int) -> None:
@@ -206,6 +215,7 @@ def _validate(run: Run, epoch: int) -> None:
             run.prompts["validation"],
             run.recipe.evaluation.images_per_prompt,
             world=run.world,
+            hold=partial(_hold_evaluation, run),
         )
     run.progress.reward_wait_seconds += result.scores.wait_s
     score = result.scores.mean()
@@ -229,6 +239,7 @@ def _heldout(run: Run, name: str) -> Evaluation | None:
         run.prompts["heldout"],
         run.recipe.evaluation.heldout_images_per_prompt,
         world=run.world,
+        hold=partial(_hold_evaluation, run),
     )
     if run.world.is_main:
         _keep_heldout(run.folder / "heldout", name, result)
