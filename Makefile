@@ -26,7 +26,7 @@ types: $(VENV)/.dev
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 unit: $(VENV)/.dev
-	$(BIN)/python -m pytest --numprocesses $(JOBS) --maxprocesses 4
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --maxprocesses 4 --dist worksteal
 
 proto-check: $(VENV)/.dev ## the generated code belongs to reward.proto
 	$(BIN)/python proto/generate.py --check
