@@ -2,8 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# Test processes at a time: one per core.
-JOBS ?= auto
+# Test processes at a time: one more than cores, because many tests wait for what they started.
+JOBS ?= $(shell $(PYTHON) -c 'import os; print(min((os.cpu_count() or 1) + 1, 4))')
 # On Linux, pip takes the CUDA build of torch unless your index offers a CPU one: see README.
 # Byte-compiling all of torch and its like takes pip a minute, of which imports use a tenth.
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile --constraint constraints.txt
@@ -26,7 +26,7 @@ types: $(VENV)/.dev
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 unit: $(VENV)/.dev
-	$(BIN)/python -m pytest --numprocesses $(JOBS) --maxprocesses 4 --dist worksteal
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal
 
 proto-check: $(VENV)/.dev ## the generated code belongs to reward.proto
 	$(BIN)/python proto/generate.py --check

@@ -11,6 +11,7 @@ import argparse
 import json
 import random
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,8 +32,8 @@ NOISY = Phase(
 )
 
 
-def main() -> int:
-    arguments = _parser().parse_args()
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = _parser().parse_args(argv)
     torch.set_num_threads(arguments.threads)
     stages = arguments.out / "stages"
     stages.mkdir(parents=True, exist_ok=True)
