@@ -5,8 +5,7 @@ BIN := $(VENV)/bin
 # Test processes at a time: one more than cores, because many tests wait for what they started.
 JOBS ?= $(shell $(PYTHON) -c 'import os; print(min((os.cpu_count() or 1) + 1, 4))')
 # On Linux, pip takes the CUDA build of torch unless your index offers a CPU one: see README.
-# Byte-compiling all of torch and its like takes pip a minute, of which imports use a tenth.
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile --constraint constraints.txt
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
 .PHONY: help demo test lint types unit proto-check test-paddle test-triton test-containers geneval-ops bench clean
 
