@@ -149,6 +149,8 @@ class Pool:
         while True:
             await self._resolve()
             now, endpoints = _now(), self._endpoints()
+            if error is not None and now >= deadline:
+                raise error
             free = self._free(now)
             if free:
                 return _least_busy([e for e in free if e not in avoid] or free)
@@ -220,7 +222,7 @@ class Pool:
         self, endpoint: Endpoint, request: ScoreRequest, deadline: float
     ) -> ScoreResponse:
         started = _now()
-        timeout_s = min(self._attempt_timeout_s, deadline - started)
+        timeout_s = min(self._attempt_timeout_s, max(0.0, deadline - started))
         try:
             async with asyncio.timeout(timeout_s):
                 response = await endpoint.transport.score(request, timeout_s=timeout_s)

@@ -274,13 +274,15 @@ async def test_readiness_closes_the_breaker():
     replica = FakeReward()
     replica.fail_next(fault(Reason.CONNECTION), times=5)
     pool = pool_of(replica)
-    for _ in range(5):
-        with pytest.raises(Unavailable):
-            await score(pool, timeout_s=0.01)
     with pytest.raises(Unavailable, match="scripted"):
-        await score(pool, timeout_s=0.1)
+        await score(pool, timeout_s=0.9)  # the breaker stays open for a second
+    (endpoint,) = pool._endpoints()
+    while not endpoint.breaker.is_open:
+        with pytest.raises(Unavailable, match="scripted"):
+            await score(pool, timeout_s=0.2)
+    assert len(replica.requests) == 5
     await pool.ready(deadline=math.inf)
-    assert (await score(pool, timeout_s=0.1)).results[0].score is not None
+    assert (await score(pool, timeout_s=1.0)).results[0].score is not None
 
 
 # Names

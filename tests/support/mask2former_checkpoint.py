@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from mmengine.config import Config
 
 from reward_services.geneval.checkpoint import read_config
 from reward_services.geneval.detector import build
+from reward_services.geneval.openmmlab import Config
 
 FILE = "mask2former_swin-s-p4-w7-224_lsj_8x2_50e_coco_20220504_001756-743b7d99.pth"
 _MASK_SPREAD, _CLASS_SPREAD = 6.0, 4.0  # standard deviations of the logits

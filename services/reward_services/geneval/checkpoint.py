@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmengine.config import Config
 
 from reward_services.chassis.weights import WeightsError
+from reward_services.geneval.openmmlab import Config
 
 SHIPPED_CONFIG = "mask2former/mask2former_swin-s-p4-w7-224_8xb2-lsj-50e_coco.py"
 _WEIGHTS = ("*.pth", "*.safetensors")

@@ -26,12 +26,9 @@ from pathlib import Path
 from typing import Any, cast
 
 import cv2
-import mmcv
 import numpy as np
 import torch
 import torch.nn.functional as F
-from mmengine.config import Config
-from mmengine.registry import DefaultScope
 
 from reward_services.geneval import mmcv_ops
 from reward_services.geneval.checkpoint import (
@@ -41,6 +38,7 @@ from reward_services.geneval.checkpoint import (
     read_weights,
 )
 from reward_services.geneval.detections import MIN_SCORE, Detections
+from reward_services.geneval.openmmlab import Config, DefaultScope, imrescale
 
 _SURELY_BELOW = MIN_SCORE - 1e-3  # a class probability that no rounding makes a score above it
 _GREY = 128.0
@@ -80,7 +78,7 @@ class Preprocessing:
     def prepare(self, image: np.ndarray) -> Prepared:
         """image: (H, W, 3) uint8 RGB. The work of a CPU; any thread may call it."""
         pixels = image.astype(np.float32) if self.as_float else image
-        resized = cast(np.ndarray, mmcv.imrescale(pixels, self.scale, backend="cv2"))
+        resized = cast(np.ndarray, imrescale(pixels, self.scale, backend="cv2"))
         return Prepared(resized, image.shape[:2])
 
 

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from pydantic import Field
@@ -19,8 +20,10 @@ from reward_services.chassis.scorer import Sample, Scorer, ScorerInfo, ScorerSet
 
 class FakeSettings(ScorerSettings):
     delay_ms: int = Field(default=0, description="time of one batch")
-    load_ms: int = Field(default=0, description="time to load")
-    warmup_ms: int = Field(default=0, description="time to warm up")
+    stages: str = Field(
+        default="",
+        description="loads until a file `loaded` is in this folder, warms up until `warm` is",
+    )
     load_error: str = Field(default="", description="fail to load with this message")
     needs_prompt: bool = Field(default=False, description="whether a prompt is required")
     api_key: str | None = Field(default=None, description="a setting without a value")
@@ -40,7 +43,7 @@ class FakeScorer(Scorer):
         self.is_loaded = False
 
     def load(self, device: str) -> None:
-        time.sleep(self.settings.load_ms / 1000)
+        self._wait_for("loaded")
         if self.settings.load_error:
             raise FileNotFoundError(self.settings.load_error)
         self.is_loaded = True
@@ -66,6 +69,10 @@ class FakeScorer(Scorer):
         outcomes = [self._outcome(sample) for sample in batch]
         return outcomes[1:] if "short" in prompts else outcomes
 
+    def _wait_for(self, stage: str) -> None:
+        while self.settings.stages and not Path(self.settings.stages, stage).exists():
+            time.sleep(0.01)
+
     def _misbehave(self, prompt: str, size: int) -> None:
         if prompt == "boom":
             raise RuntimeError("the model does not like this\nand says so at length")
@@ -89,7 +96,7 @@ class FakeScorer(Scorer):
         )
 
     def warmup_samples(self) -> Sequence[Sample]:
-        time.sleep(self.settings.warmup_ms / 1000)
+        self._wait_for("warm")
         return [Sample(np.zeros((4, 4, 3), np.uint8), "warm-up")]
 
 

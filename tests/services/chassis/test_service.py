@@ -302,19 +302,19 @@ async def test_losing_the_device_fails_all_that_wait(start, prompt, caplog):
     gc.collect()
 
 
-async def test_work_is_refused_until_warm_and_after_draining():
-    scorer = FakeScorer(FakeSettings(load_ms=50, warmup_ms=50))
+async def test_work_is_refused_until_warm_and_after_draining(tmp_path):
+    scorer = FakeScorer(FakeSettings(stages=str(tmp_path)))
     service = RewardService("fake", scorer, ServiceSettings(device="cpu"))
     loading = asyncio.create_task(service.start())
-    states = []
-    while not loading.done():
-        if service.state not in states:
-            states.append(service.state)
-            with pytest.raises(Unavailable) as caught:
-                await service.score(raw_request(0))
-            assert caught.value.reason is Reason.LOADING
-        await asyncio.sleep(0.005)
-    assert [*states, service.state] == [State.LOADING, State.WARMING, State.READY]
+    for state, ended_by in ((State.LOADING, "loaded"), (State.WARMING, "warm")):
+        while service.state is not state:
+            await asyncio.sleep(0.005)
+        with pytest.raises(Unavailable) as caught:
+            await service.score(raw_request(0))
+        assert caught.value.reason is Reason.LOADING
+        (tmp_path / ended_by).touch()
+    await loading
+    assert service.state is State.READY
     assert scorer.batches == [["warm-up"]]
     service.announce_drain()
     assert _reasons(await service.score(raw_request(0))) == [None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -27,6 +28,7 @@ from reward_services.geneval.detector import (
     load_detector,
     tight_boxes,
 )
+from reward_services.geneval.openmmlab import Config
 
 META = {"dataset_meta": {"classes": ("person",), "palette": [(220, 20, 60)]}}
 SIZES = [(96, 128), (128, 96), (64, 64), (150, 200), (100, 77)]
@@ -334,6 +336,13 @@ def bilinear(plane: torch.Tensor, x: float, y: float) -> torch.Tensor:
         if 0 <= row < plane.shape[0] and 0 <= column < plane.shape[1]:
             total += (1 - abs(x - column)) * (1 - abs(y - row)) * plane[row, column]
     return total
+
+
+def test_configurations_are_written_and_read_without_yapf(tmp_path: Path) -> None:
+    values = {"scale": (1333, 800), "names": ["a b", "c"], "nested": {"deep": None}}
+    Config(values).dump(tmp_path / "config.py")
+    assert Config.fromfile(tmp_path / "config.py").to_dict() == values
+    assert "yapf_third_party" not in sys.modules
 
 
 def test_the_stand_in_for_the_extension() -> None:
