@@ -4,8 +4,11 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # Test processes at a time: one more than cores, because many tests wait for what they started.
 JOBS ?= $(shell $(PYTHON) -c 'import os; print(min((os.cpu_count() or 1) + 1, 4))')
+# Bytecode is written when a module is first imported: most of what is installed never is.
+export PYTHONDONTWRITEBYTECODE :=
 # On Linux, pip takes the CUDA build of torch unless your index offers a CPU one: see README.
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile \
+  --constraint constraints.txt
 
 .PHONY: help demo test lint types unit proto-check test-paddle test-triton test-containers geneval-ops bench clean
 
@@ -15,7 +18,8 @@ help: ## this list
 demo: $(VENV)/.demo ## start the OCR reward, train the tiny SD3 model against it, write a report
 	$(BIN)/flow-grpo demo $(DEMO)
 
-test: lint types unit proto-check ## lint, types, and every test that needs no environment of its own
+test: lint proto-check ## lint, types, and every test that needs no environment of its own
+	$(MAKE) --no-print-directory -j2 types unit
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
