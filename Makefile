@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # Test processes at a time: one more than cores, because many tests wait for what they started.
 JOBS ?= $(shell $(PYTHON) -c 'import os; print(min((os.cpu_count() or 1) + 1, 4))')
-# Bytecode is written when a module is first imported: most of what is installed never is.
+# pip compiles on one core: `demo` leaves that to the first import, `test` uses all cores.
 export PYTHONDONTWRITEBYTECODE :=
 # On Linux, pip takes the CUDA build of torch unless your index offers a CPU one: see README.
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile \
@@ -78,6 +78,7 @@ $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) --editable '.[dev]'
+	-$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib
 	$(BIN)/python tests/support/torchvision_cpu.py
 	@touch $@ $(VENV)/.demo
 
