@@ -95,18 +95,19 @@ class Connection:
             await asyncio.gather(sending, return_exceptions=True)
 
     async def _send(self, head: bytes, parts: Sequence[bytes | memoryview]) -> None:
-        small = [head]
+        small: list[bytes | memoryview] = [head]
         for part in parts:
-            event = h11.Data(data=part)  # pyright: ignore[reportArgumentType]
-            for data in self._h11.send_with_data_passthrough(event) or ():
-                if len(data) <= _JOIN_BYTES:
-                    small.append(data)
-                    continue
-                await self._stream.send(b"".join(small))
-                await self._stream.send(data)
-                small = []
+            if len(part) <= _JOIN_BYTES:
+                small.append(part)
+                continue
+            await self._stream.send(b"".join(small))
+            await self._stream.send(part)
+            small = []
         if small:
             await self._stream.send(b"".join(small))
+        if parts:
+            # h11 counts what was sent, and need not see it.
+            self._h11.send_with_data_passthrough(h11.Data(data=_Sent(parts)))  # pyright: ignore[reportArgumentType]
         self._h11.send(h11.EndOfMessage())
 
     async def _receive(self) -> Response:
@@ -122,6 +123,16 @@ class Connection:
                 body.append(bytes(event.data))
             elif isinstance(event, (h11.EndOfMessage, h11.ConnectionClosed)):
                 return Response(status, headers, b"".join(body))
+
+
+class _Sent:
+    """A body's length, where h11 asks for nothing else."""
+
+    def __init__(self, parts: Sequence[bytes | memoryview]) -> None:
+        self._size = sum(map(len, parts))
+
+    def __len__(self) -> int:
+        return self._size
 
 
 async def connect(

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import Iterator
 
 import numpy as np
 from starlette.datastructures import Headers
 from starlette.requests import Request
-from starlette.types import Receive
+from starlette.types import Scope
 
 from reward_api.errors import InvalidRequest, Reason, RewardError
-from reward_services.chassis.http_protocol import receive_into
+from reward_services.chassis.http_protocol import connection_of
 
 # Below this, changing the way a body is received costs more than it saves.
 _RECEIVE_INTO_BYTES = 128 * 1024
@@ -48,7 +48,7 @@ async def read_body(request: Request, limit: int) -> memoryview:
     has_length = "content-length" in headers and "transfer-encoding" not in headers
     # Not a bytearray: there is no need to fill megabytes with zeros.
     view = np.empty(expected_bytes(headers, limit) if has_length else 0, np.uint8).data
-    take_rest = receive_into(request.scope) if has_length else None
+    connection = connection_of(request.scope) if has_length else None
     size = 0
     while True:
         message = await request.receive()
@@ -66,37 +66,39 @@ async def read_body(request: Request, limit: int) -> memoryview:
         size = end
         if not message.get("more_body", False):
             return view[:size].toreadonly()
-        if take_rest is not None and len(view) - size >= _RECEIVE_INTO_BYTES:
-            if not await take_rest(view[size:]):
+        if connection is not None and len(view) - size >= _RECEIVE_INTO_BYTES:
+            if not await connection.receive_into(view[size:]):
                 raise client_gone()
             return view.toreadonly()
 
 
-@contextlib.asynccontextmanager
-async def cancelled_on_disconnect(receive: Receive) -> AsyncIterator[None]:
+@contextlib.contextmanager
+def cancelled_on_disconnect(scope: Scope) -> Iterator[None]:
     """Cancels what runs inside when the caller goes away: raises RewardError (CANCELLED). The body
     must have been read."""
+    connection = connection_of(scope)
+    if connection is None:
+        yield
+        return
+    if connection.is_gone:
+        raise client_gone()
     task = asyncio.current_task()
     assert task is not None
     is_gone = False
 
-    async def watch() -> None:
+    def cancel() -> None:
         nonlocal is_gone
-        while (await receive())["type"] != "http.disconnect":
-            pass
         is_gone = True
         task.cancel()
 
-    watcher = asyncio.create_task(watch())
     try:
-        yield
+        with connection.watched(cancel):
+            yield
     except asyncio.CancelledError:
         # Another's cancellation (shutdown) stays one.
         if is_gone and task.uncancel() == 0:
             raise client_gone() from None
         raise
-    finally:
-        watcher.cancel()
 
 
 def client_gone() -> RewardError:

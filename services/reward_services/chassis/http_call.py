@@ -66,7 +66,7 @@ class HttpCall:
         """RewardService.score within what is left of the deadline, while the caller is there."""
         if self.priority is not None:
             message = message.model_copy(update={"priority": self.priority})
-        async with cancelled_on_disconnect(self.request.receive):
+        with cancelled_on_disconnect(self.request.scope):
             return await self.service.score(
                 message, timeout_s=self.timeout_s - self.call.elapsed_s, call=self.call
             )

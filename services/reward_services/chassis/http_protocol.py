@@ -8,21 +8,17 @@ to the first piece of the body; from then on the bytes have no structure left to
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import contextlib
+from collections.abc import Callable, Iterator
 
 import httptools
 from starlette.types import Scope
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-_SCOPE_KEY = "reward.receive_into"
-
-ReceiveInto = Callable[[memoryview], Awaitable[bool]]
-"""Fills the buffer with all that is left of the request's body; False when the caller went away.
-Only for a body of known length, of which some has been received and as much as fits the buffer has
-not."""
+_SCOPE_KEY = "reward.connection"
 
 
-def receive_into(scope: Scope) -> ReceiveInto | None:
+def connection_of(scope: Scope) -> HttpProtocol | None:
     """None under another server than ours."""
     return scope.get(_SCOPE_KEY)
 
@@ -30,10 +26,12 @@ def receive_into(scope: Scope) -> ReceiveInto | None:
 class HttpProtocol(HttpToolsProtocol):
     """One connection."""
 
+    _on_gone: Callable[[], object] | None = None
+
     def on_message_begin(self) -> None:
         super().on_message_begin()
         scope: Scope = self.scope  # pyright: ignore[reportAssignmentType]
-        scope[_SCOPE_KEY] = self._receive_into
+        scope[_SCOPE_KEY] = self
 
     def on_headers_complete(self) -> None:
         super().on_headers_complete()
@@ -41,7 +39,31 @@ class HttpProtocol(HttpToolsProtocol):
         if self.cycle is not None and self.scope["method"] != "HEAD":
             self.cycle.transport = _HeadWithBody(self.cycle)  # pyright: ignore[reportAttributeAccessIssue]
 
-    async def _receive_into(self, view: memoryview) -> bool:
+    @property
+    def is_gone(self) -> bool:
+        """Whether the caller has left."""
+        return self.transport.is_closing()
+
+    @contextlib.contextmanager
+    def watched(self, on_gone: Callable[[], object]) -> Iterator[None]:
+        """Calls `on_gone` when the caller goes away meanwhile. For a call whose body has been read;
+        costs no task, as waiting for ASGI's `receive` does."""
+        self._on_gone = on_gone
+        self.flow.resume_reading()  # else the end of the connection stays unread
+        try:
+            yield
+        finally:
+            self._on_gone = None
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self._on_gone is not None:
+            self._on_gone()
+
+    async def receive_into(self, view: memoryview) -> bool:
+        """Fills the buffer with all that is left of the request's body; False when the caller went
+        away. Only for a body of known length, of which some has been received and as much as fits
+        the buffer has not."""
         rest = _Rest(self, view)
         self._switch(rest)
         try:

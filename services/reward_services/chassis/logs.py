@@ -14,6 +14,11 @@ _PLAIN = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", 
 
 def configure(level: str, form: str, reward: str) -> None:
     """Sends all logging of the process through one handler. `extra={...}` adds fields."""
+    # Not part of our lines, and half of a record's cost: where it was logged, by what thread.
+    logging._srcfile = None  # pyright: ignore[reportAttributeAccessIssue]
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    if sys.version_info >= (3, 12):
+        logging.logAsyncioTasks = False
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JsonFormatter(reward) if form == "json" else _TextFormatter(reward))
     root = logging.getLogger()

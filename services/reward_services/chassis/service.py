@@ -246,12 +246,11 @@ class RewardService:
         with self.admission.hold_items(len(request.items)):
             try:
                 async with asyncio.timeout(limit_s):
-                    results, timing, sizes = await self._score_items(request, priority)
+                    results, timing, sizes = await self._score_items(request, priority, call)
             except TimeoutError:
                 raise DeadlineExceeded(
                     Reason.DEADLINE, f"no answer within {limit_s:.3g} s; allow more time"
                 ) from None
-        timing = timing.model_copy(update={"total_ms": call.elapsed_s * 1000})
         self.metrics.observe_results(results, timing)
         call.response = ScoreResponse(
             model=self.name,
@@ -265,7 +264,7 @@ class RewardService:
         return call.response
 
     async def _score_items(
-        self, request: ScoreRequest, priority: int
+        self, request: ScoreRequest, priority: int, call: Call
     ) -> tuple[list[ItemResult], Timing, list[int]]:
         started = time.monotonic()
         ticket = self._batcher.open(len(request.items), priority)
@@ -280,15 +279,16 @@ class RewardService:
             outcomes = await ticket.outcomes()
         finally:
             self.metrics.cancelled_items.inc(ticket.close())
-        timing = Timing(
-            queue_ms=ticket.queue_s * 1000,
-            decode_ms=decode_s * 1000,
-            inference_ms=max((run.seconds for run in ticket.batches), default=0.0) * 1000,
-        )
         results = [
             _result(item.id, outcome, request.include_details)
             for item, outcome in zip(request.items, outcomes, strict=True)
         ]
+        timing = Timing(
+            queue_ms=ticket.queue_s * 1000,
+            decode_ms=decode_s * 1000,
+            inference_ms=max((run.seconds for run in ticket.batches), default=0.0) * 1000,
+            total_ms=call.elapsed_s * 1000,
+        )
         return results, timing, [run.size for run in ticket.batches]
 
     async def _prepare(self, ticket: Ticket, request: ScoreRequest, span: range) -> None:

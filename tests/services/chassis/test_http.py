@@ -6,13 +6,14 @@ import io
 import json
 from typing import Any
 
+import pytest
 from conftest import PIXELS, assert_nothing_left, hold_device, packed_request, queued, raw_request
 from fake_scorer import FakeSettings
 from PIL import Image as pillow
 
 from reward_api.errors import Reason
 from reward_api.framing import encode_request
-from reward_api.messages import Problem, ScoreResponse
+from reward_api.messages import Image, Item, Problem, ScoreRequest, ScoreResponse
 
 BINARY = "application/octet-stream"
 LENGTH = "Inference-Header-Content-Length"
@@ -239,10 +240,13 @@ async def test_the_deadline_header(serve):
     await held
 
 
-async def test_a_caller_that_disconnects_leaves_the_queue(serve):
+@pytest.mark.parametrize("side", [2, 400])  # 400: a body that goes straight into its buffer
+async def test_a_caller_that_disconnects_leaves_the_queue(serve, side):
     running = await serve()
     held = await hold_device(running.service, running.scorer)
-    gone = asyncio.create_task(_post(running, raw_request(1, "gone")))
+    image = Image(data=bytes(3 * side * side), height=side, width=side)
+    request = ScoreRequest(items=[Item(id="1", prompt="gone", image=image)])
+    gone = asyncio.create_task(_post(running, request))
     await queued(running.service, 1)
     gone.cancel()
     await queued(running.service, 0)
