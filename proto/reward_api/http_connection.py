@@ -55,8 +55,14 @@ class Connection:
         self._stream = stream
         self._h11 = h11.Connection(h11.CLIENT)
 
-    def is_reusable(self) -> bool:
-        return self._h11.our_state is h11.IDLE and self._stream.is_usable()
+    def is_idle(self) -> bool:
+        """Whether the last exchange ended as it should, with nothing behind the answer: what is left
+        would be taken for the next one."""
+        return self._h11.our_state is h11.IDLE and not self._h11.trailing_data[0]
+
+    def is_usable(self) -> bool:
+        """Whether an idle connection is still open at the other end, as far as can be seen."""
+        return self._stream.is_usable()
 
     def close(self) -> None:
         self._stream.close()
@@ -91,8 +97,9 @@ class Connection:
         try:
             return await self._receive()
         finally:
-            sending.cancel()
-            await asyncio.gather(sending, return_exceptions=True)
+            if not sending.done() or sending.exception():
+                sending.cancel()
+                await asyncio.gather(sending, return_exceptions=True)
 
     async def _send(self, head: bytes, parts: Sequence[bytes | memoryview]) -> None:
         small: list[bytes | memoryview] = [head]
@@ -112,6 +119,7 @@ class Connection:
 
     async def _receive(self) -> Response:
         status, headers, body = 0, {}, []
+        self._h11.receive_data(await self._stream.receive())
         while True:
             event = self._h11.next_event()
             if event is h11.NEED_DATA:

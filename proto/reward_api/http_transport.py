@@ -108,7 +108,7 @@ class HttpTransport:
     async def _connection(self) -> Connection:
         while self._idle:
             connection = self._idle.pop()
-            if connection.is_reusable():
+            if connection.is_usable():
                 return connection
             connection.close()
         target = self._target
@@ -123,7 +123,7 @@ class HttpTransport:
             raise ConnectionError(f"no connection within {_CONNECT_TIMEOUT_S:g} s") from None
 
     def _release(self, connection: Connection) -> None:
-        if connection.is_reusable() and not self._is_closed:
+        if connection.is_idle() and not self._is_closed:
             self._idle.append(connection)
         else:
             connection.close()

@@ -282,6 +282,24 @@ async def test_an_idle_connection_that_the_server_closed_is_not_used(raw_server)
     await transport.close()
 
 
+async def test_what_follows_an_answer_is_not_the_next_answer(raw_server):
+    statuses = [b"200 OK", b"503 Stale"], [b"200 OK"]
+    connections = iter(statuses)
+
+    async def reply(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        answers = (b"HTTP/1.1 %b\r\ncontent-length: 2\r\n\r\n{}" % s for s in next(connections))
+        writer.write(b"".join(answers))
+        await writer.drain()
+        await reader.read()
+
+    transport = open_transport(parse_url(await raw_server(reply)), Credentials())
+    for _ in statuses:
+        await transport.ready(timeout_s=5)
+    assert next(connections, None) is None
+    await transport.close()
+
+
 async def test_a_cancelled_call_closes_its_connection(raw_server):
     gone = asyncio.Event()
 
