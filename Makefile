@@ -10,7 +10,7 @@ export PYTHONDONTWRITEBYTECODE :=
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile \
   --constraint constraints.txt
 
-.PHONY: help demo test lint types unit proto-check test-paddle test-triton test-containers geneval-ops bench clean
+.PHONY: help demo test check lint types proto-check test-paddle test-triton test-containers geneval-ops bench clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 17
@@ -18,8 +18,10 @@ help: ## this list
 demo: $(VENV)/.demo ## start the OCR reward, train the tiny SD3 model against it, write a report
 	$(BIN)/flow-grpo demo $(DEMO)
 
-test: lint proto-check ## lint, types, and every test that needs no environment of its own
-	$(MAKE) --no-print-directory -j2 types unit
+test: $(VENV)/.dev ## every test that needs no environment of its own
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal
+
+check: lint types proto-check ## lint, types, generated code
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
@@ -28,10 +30,7 @@ lint: $(VENV)/.dev
 types: $(VENV)/.dev
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-unit: $(VENV)/.dev
-	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal
-
-proto-check: $(VENV)/.dev ## the generated code belongs to reward.proto
+proto-check: $(VENV)/.dev
 	$(BIN)/python proto/generate.py --check
 
 test-paddle: .venv-paddle/.done ## the PaddleOCR engine, in an environment of its own

@@ -22,7 +22,8 @@ class FakeSettings(ScorerSettings):
     delay_ms: int = Field(default=0, description="time of one batch")
     stages: str = Field(
         default="",
-        description="loads until a file `loaded` is in this folder, warms up until `warm` is",
+        description="a folder: loading, warming up and scoring the prompt `hold` take until a file "
+        "`loaded`, `warm`, `scored` is there",
     )
     load_error: str = Field(default="", description="fail to load with this message")
     needs_prompt: bool = Field(default=False, description="whether a prompt is required")
@@ -74,6 +75,8 @@ class FakeScorer(Scorer):
             time.sleep(0.01)
 
     def _misbehave(self, prompt: str, size: int) -> None:
+        if prompt == "hold":
+            self._wait_for("scored")
         if prompt == "boom":
             raise RuntimeError("the model does not like this\nand says so at length")
         if prompt.startswith("oom>") and size > int(prompt[4:]):

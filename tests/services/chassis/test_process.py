@@ -96,6 +96,27 @@ def _wait_inflight(url):
         time.sleep(0.02)
 
 
+def _wait_draining(url):
+    ends = time.monotonic() + 15
+    while (answer := httpx.get(f"{url}/readyz")).status_code == 200:
+        assert time.monotonic() < ends
+        time.sleep(0.02)
+    assert (answer.status_code, answer.json()["reason"]) == (503, "draining")
+
+
+@pytest.fixture
+def holding(server, background, tmp_path):
+    """A server with a call that ends when the file `scored` is there."""
+    for stage in ("loaded", "warm"):
+        (tmp_path / stage).touch()
+    running = server("--stages", tmp_path)
+    url = running.url
+    running.wait_ready()
+    call = background.submit(_post, url, "hold")
+    _wait_inflight(url)
+    return running, url, call
+
+
 def test_ports_open_before_loading_and_readiness_follows_warm_up(server, tmp_path):
     running = server("--stages", tmp_path)
     url = running.url
@@ -133,29 +154,23 @@ def test_a_taken_port_is_one_clear_line(server, tmp_path):
         second.close()
 
 
-def test_sigterm_finishes_accepted_work_and_exits_zero(server, background):
-    running = server("--delay-ms", "700")
-    url = running.url
-    running.wait_ready()
-    call = background.submit(_post, url)
-    _wait_inflight(url)
+def test_sigterm_finishes_accepted_work_and_exits_zero(holding, tmp_path):
+    running, url, call = holding
     running.process.send_signal(signal.SIGTERM)
-    time.sleep(0.1)
-    answer = httpx.get(f"{url}/readyz")
-    assert (answer.status_code, answer.json()["reason"]) == (503, "draining")
+    _wait_draining(url)
     refused = _post(url)
     assert (refused.status_code, refused.json()["reason"]) == (503, "DRAINING")
+    (tmp_path / "scored").touch()
     assert call.result().status_code == 200
     assert running.end() == 0
 
 
 def test_the_readiness_delay_still_takes_calls(server):
-    running = server("--readiness-delay-s", "1")
+    running = server("--readiness-delay-s", "2")
     url = running.url
     running.wait_ready()
     running.process.send_signal(signal.SIGTERM)
-    time.sleep(0.2)
-    assert httpx.get(f"{url}/readyz").status_code == 503
+    _wait_draining(url)
     assert _post(url).status_code == 200
     assert running.end() == 0
 
@@ -167,17 +182,12 @@ def test_a_signal_while_loading_ends_the_process(server, tmp_path):
     assert running.end() == 0
 
 
-def test_a_second_signal_during_the_drain(server, background):
-    running = server("--delay-ms", "3000")
-    url = running.url
-    running.wait_ready()
-    call = background.submit(_post, url)
-    _wait_inflight(url)
+def test_a_second_signal_during_the_drain(holding):
+    running, url, call = holding
     running.process.send_signal(signal.SIGTERM)
-    time.sleep(0.2)
-    assert running.process.poll() is None
+    _wait_draining(url)
     running.process.send_signal(signal.SIGTERM)
-    assert running.end(2) == 128 + signal.SIGTERM
+    assert running.end() == 128 + signal.SIGTERM
     assert isinstance(call.exception(), httpx.TransportError)
 
 
