@@ -78,7 +78,7 @@ async def test_a_dead_reward_makes_its_images_invalid():
     dead = FakeReward(number)
     dead.fail_next(error_for(Reason.DEVICE_FAILED, "lost"), times=1000)
     suite = suite_of(on_error="nan", a=dead, b=FakeReward(number))
-    scores = await suite.score(IMAGES, PROMPTS, timeout_s=0.2)
+    scores = await suite.score(IMAGES, PROMPTS, timeout_s=1.0)
     assert not scores.valid.any()
     assert np.isnan(scores.values).all()
     assert scores.rewards["b"].valid.all()

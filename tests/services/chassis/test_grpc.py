@@ -148,9 +148,9 @@ async def test_overload_pushes_back_while_health_answers(serve):
     assert trailers["reward-reason"] == "QUEUE_FULL"
     assert int(trailers["grpc-retry-pushback-ms"]) > 0
     health: Any = health_pb2_grpc.HealthStub(running.channel)
-    answer = await health.Check(health_pb2.HealthCheckRequest(), timeout=1)
+    answer = await health.Check(health_pb2.HealthCheckRequest(), timeout=10)
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
-    metadata = await _stub(running).GetMetadata(reward_pb2.GetMetadataRequest(), timeout=1)
+    metadata = await _stub(running).GetMetadata(reward_pb2.GetMetadataRequest(), timeout=10)
     assert metadata_from_proto(metadata) == running.service.metadata()
     running.scorer.gate.set()
     await asyncio.gather(held, waiting)
