@@ -1,20 +1,19 @@
 """HTTP/1.1 over asyncio sockets, for large bodies of several parts.
 
-h11 speaks the protocol; the parts go from the caller's buffers to the socket without being joined
-or copied, which takes a third of a general HTTP client's CPU for 6 MB of pixels. Plain sockets
+httptools reads the answers; the parts go from the caller's buffers to the socket without being
+joined or copied, which takes a third of a general HTTP client's CPU for 6 MB of pixels. Plain sockets
 rather than asyncio transports, so that nothing is tied to an event loop while a connection idles.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
 import ssl
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
-import h11
+import httptools
 
 _RECEIVE_BYTES = 64 * 1024
 _SEND_BYTES = 1024 * 1024
@@ -22,6 +21,8 @@ _JOIN_BYTES = 16 * 1024
 """Smaller pieces travel together."""
 _SMALL_BYTES = 64 * 1024
 """Sent before the answer is awaited: it fits into the sockets' buffers."""
+_HEAD_BYTES = 64 * 1024
+"""More is no answer's headers."""
 
 
 class Stream(Protocol):
@@ -48,17 +49,17 @@ class Response(NamedTuple):
 
 
 class Connection:
-    """One HTTP/1.1 connection, one exchange at a time. Raises OSError when the connection fails,
-    h11.RemoteProtocolError when the answer is not HTTP."""
+    """One HTTP/1.1 connection, one exchange at a time. Raises OSError when the connection fails or
+    the answer is not HTTP."""
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
-        self._h11 = h11.Connection(h11.CLIENT)
+        self._is_idle = True
 
     def is_idle(self) -> bool:
         """Whether the last exchange ended as it should, with nothing behind the answer: what is left
         would be taken for the next one."""
-        return self._h11.our_state is h11.IDLE and not self._h11.trailing_data[0]
+        return self._is_idle
 
     def is_usable(self) -> bool:
         """Whether an idle connection is still open at the other end, as far as can be seen."""
@@ -75,31 +76,29 @@ class Connection:
         parts: Sequence[bytes | memoryview] = (),
     ) -> Response:
         """Sends a request and reads its answer, which may come before all of the body is sent
-        (a server that refuses it). `headers` must state the content-length of `parts`."""
-        request = h11.Request(method=method, target=target, headers=list(headers.items()))
-        # Before anything is received: h11 takes an end without a request for an orderly one.
-        head = self._h11.send(request) or b""
+        (a server that refuses it). `headers` must state the content-length of `parts`. Raises
+        ValueError for a header that cannot be sent."""
+        head = _request_head(method, target, headers)
+        self._is_idle = False
         if sum(map(len, parts)) <= _SMALL_BYTES:
-            # A connection that breaks now may have brought an answer that explains it.
-            with contextlib.suppress(OSError):
+            is_sent = True
+            try:
                 await self._send(head, parts)
-            response = await self._receive()
+            except OSError:
+                # A connection that breaks now may have brought an answer that explains it.
+                is_sent = False
+            answer = await self._receive()
         else:
-            response = await self._receive_while_sending(head, parts)
-        if self._h11.our_state is h11.DONE and self._h11.their_state is h11.DONE:
-            self._h11.start_next_cycle()
-        return response
-
-    async def _receive_while_sending(
-        self, head: bytes, parts: Sequence[bytes | memoryview]
-    ) -> Response:
-        sending = asyncio.create_task(self._send(head, parts))
-        try:
-            return await self._receive()
-        finally:
-            if not sending.done() or sending.exception():
-                sending.cancel()
-                await asyncio.gather(sending, return_exceptions=True)
+            sending = asyncio.create_task(self._send(head, parts))
+            try:
+                answer = await self._receive()
+            finally:
+                is_sent = sending.done() and not sending.exception()
+                if not is_sent:
+                    sending.cancel()
+                    await asyncio.gather(sending, return_exceptions=True)
+        self._is_idle = is_sent and answer.keeps_alive
+        return answer.response()
 
     async def _send(self, head: bytes, parts: Sequence[bytes | memoryview]) -> None:
         small: list[bytes | memoryview] = [head]
@@ -112,35 +111,86 @@ class Connection:
             small = []
         if small:
             await self._stream.send(b"".join(small))
-        if parts:
-            # h11 counts what was sent, and need not see it.
-            self._h11.send_with_data_passthrough(h11.Data(data=_Sent(parts)))  # pyright: ignore[reportArgumentType]
-        self._h11.send(h11.EndOfMessage())
 
-    async def _receive(self) -> Response:
-        status, headers, body = 0, {}, []
-        self._h11.receive_data(await self._stream.receive())
-        while True:
-            event = self._h11.next_event()
-            if event is h11.NEED_DATA:
-                self._h11.receive_data(await self._stream.receive())
-            elif isinstance(event, h11.Response):
-                status = event.status_code
-                headers = {name.decode(): value.decode("latin-1") for name, value in event.headers}
-            elif isinstance(event, h11.Data):
-                body.append(bytes(event.data))
-            elif isinstance(event, (h11.EndOfMessage, h11.ConnectionClosed)):
-                return Response(status, headers, b"".join(body))
+    async def _receive(self) -> _Answer:
+        answer = _Answer()
+        while not answer.is_complete:
+            answer.feed(await self._stream.receive())
+        return answer
 
 
-class _Sent:
-    """A body's length, where h11 asks for nothing else."""
+def _request_head(method: str, target: str, headers: Mapping[str, str]) -> bytes:
+    for name, value in headers.items():
+        if not value.isprintable() or not value.isascii():
+            raise ValueError(f"{name}: {value!r}: a header is of printable ASCII characters")
+    lines = [f"{name}: {value}\r\n" for name, value in headers.items()]
+    return f"{method} {target} HTTP/1.1\r\n{''.join(lines)}\r\n".encode("ascii")
 
-    def __init__(self, parts: Sequence[bytes | memoryview]) -> None:
-        self._size = sum(map(len, parts))
 
-    def __len__(self) -> int:
-        return self._size
+class _Answer:
+    """One answer, found by httptools in what the stream brings."""
+
+    def __init__(self) -> None:
+        self.is_complete = False
+        self.keeps_alive = False
+        """Whether the connection can carry another exchange."""
+        self._status = 0
+        self._headers: dict[str, str] = {}
+        self._body: list[bytes] = []
+        self._head_bytes = 0
+        self._parser = httptools.HttpResponseParser(self)
+
+    def response(self) -> Response:
+        """The complete answer; to be asked for once."""
+        del self._parser  # it refers to this object: neither should wait for the garbage collector
+        return Response(self._status, self._headers, b"".join(self._body))
+
+    def feed(self, data: bytes) -> None:
+        """Takes what was received, nothing at the connection's end. Raises ConnectionError when that
+        is no HTTP answer."""
+        if not data:
+            self._end()
+            return
+        if not self._status:
+            self._head_bytes += len(data)
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            self.keeps_alive = False
+            if not self.is_complete:
+                raise ConnectionError(f"the answer is not HTTP: {error}") from None
+        if not self._status and self._head_bytes > _HEAD_BYTES:
+            raise ConnectionError(f"the answer's headers exceed {_HEAD_BYTES} bytes")
+
+    def _end(self) -> None:
+        framing = {"content-length", "transfer-encoding"}
+        if not self._status or framing & self._headers.keys():
+            raise ConnectionResetError("the connection ended before the answer did")
+        self.is_complete = True
+
+    # What the parser calls.
+
+    def on_message_begin(self) -> None:
+        if self.is_complete:
+            raise ValueError("bytes behind the answer")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._status:  # after it, a trailer
+            self._headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+
+    def on_headers_complete(self) -> None:
+        status = self._parser.get_status_code()
+        if status < 200:  # an interim answer
+            self._headers.clear()
+            return
+        self._status = status
+        self.keeps_alive = self._parser.should_keep_alive()
+
+    def on_body(self, body: bytes) -> None:
+        self._body.append(body)
+
+    def on_message_complete(self) -> None:
+        self.is_complete = self._status != 0
 
 
 async def connect(

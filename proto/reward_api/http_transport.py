@@ -8,7 +8,6 @@ import ssl
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
-import h11
 from pydantic import ValidationError
 
 from reward_api.errors import (
@@ -100,7 +99,7 @@ class HttpTransport:
                 raise
         except ssl.SSLCertVerificationError as error:
             raise AuthenticationFailed(Reason.AUTH, f"{self._target}: {error}") from error
-        except (OSError, h11.RemoteProtocolError) as error:
+        except OSError as error:
             raise Unavailable(Reason.CONNECTION, f"{self._target}: {error}") from error
         self._release(connection)
         return response

@@ -85,7 +85,7 @@ def parse_url(url: str) -> Target:
     parts = urlsplit(url)
     scheme, _, option = parts.scheme.partition("+")
     hint = f"{url!r}: expected http://host:port, https://, grpc:// or grpcs://"
-    if scheme not in _SCHEMES or option not in ("", "dns"):
+    if scheme not in _SCHEMES or option not in ("", "dns") or not re.fullmatch(r"[!-~]+", url):
         raise ValueError(hint)
     if not parts.hostname or parts.query or parts.fragment or parts.username is not None:
         raise ValueError(f"{hint} (no user, query or fragment; the token is an option)")
