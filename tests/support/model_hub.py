@@ -26,7 +26,8 @@ class _Hub(BaseHTTPRequestHandler):
     def _answer(self, body: bool) -> None:
         path = unquote(urlsplit(self.path).path)
         download = f"/owner/model/resolve/{COMMIT}/"
-        if path == "/api/models/owner/model/revision/main":
+        revisions = [f"/api/models/owner/model/revision/{name}" for name in ("main", COMMIT)]
+        if path in revisions:
             self._send(json.dumps({"id": "owner/model", "sha": COMMIT}).encode(), body)
         elif path == f"/api/models/owner/model/tree/{COMMIT}":
             entries = [_entry(*item) for item in self.files.items()]
@@ -62,7 +63,7 @@ class _Hub(BaseHTTPRequestHandler):
 
 @contextmanager
 def model_hub(files: Mapping[str, bytes], *, gated: bool = False) -> Iterator[str]:
-    """Serves the public repository `owner/model` at revision "main"; yields the hub's address."""
+    """Serves the public repository `owner/model`, of one commit on "main"; yields the hub's address."""
     handler = type("Hub", (_Hub,), {"files": files, "gated": gated})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever)

@@ -22,13 +22,12 @@ AESTHETIC = ScoreRange(
 class AestheticSettings(ScorerSettings):
     head: str = ""
     """the file sac+logos+ava1-l14-linearMSE.pth of the GitHub repository
-    christophschuhmann/improved-aesthetic-predictor, or a hub repository whose only .pth file it is"""
+    christophschuhmann/improved-aesthetic-predictor, or a hub repository[@commit] whose only .pth
+    file it is"""
     head_sha256: str = SHA256
     """SHA-256 that the head file must have; any: whatever it has"""
-    weights: str = "openai/clip-vit-large-patch14"
-    """hub repository or local folder of the CLIP model"""
-    weights_revision: str = "32bd64288804d66eefd0ccbe215aa642df71cc41"
-    """commit of the hub repository"""
+    weights: str = "openai/clip-vit-large-patch14@32bd64288804d66eefd0ccbe215aa642df71cc41"
+    """hub repository[@commit] or local folder of the CLIP model"""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """number format of the image tower; the head is always float64"""
 
@@ -46,11 +45,7 @@ class AestheticScorer(Scorer):
             )
         head_file = fetch_weights(settings.head, files=("*.pth",)).one("*")
         digest = check_digest(head_file, settings.head_sha256)
-        weights = fetch_weights(
-            settings.weights,
-            revision=settings.weights_revision,
-            files=("config.json", "model.safetensors"),
-        )
+        weights = fetch_weights(settings.weights, files=("config.json", "model.safetensors"))
         self._identity = f"{weights.identity} head:{digest[:12]}"
 
         from reward_services.aesthetic.model import ImageTower

@@ -16,7 +16,7 @@ from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_NAME = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
 _DIGITS = 12
 
 
@@ -43,11 +43,11 @@ class Weights:
         return found[0]
 
 
-def fetch_weights(source: str, *, revision: str | None = None, files: Sequence[str]) -> Weights:
+def fetch_weights(source: str, *, files: Sequence[str]) -> Weights:
     """The files of `source` on this machine, downloaded to the hub's cache where need be.
 
-    source: a folder, or one file, or `owner/name` of the hub (a folder of that name wins).
-    revision: branch, tag or commit of the hub repository; a commit makes scores repeatable.
+    source: a folder, or one file, or `owner/name[@revision]` of the hub (a folder of that name wins);
+        revision: a branch, tag or commit, by default `main`. A commit makes scores repeatable.
     files: glob patterns of what is needed, each of which must match ("model*.safetensors").
 
     Raises WeightsError.
@@ -57,9 +57,12 @@ def fetch_weights(source: str, *, revision: str | None = None, files: Sequence[s
         return _local(path.parent, [path.name])
     if path.is_dir():
         return _local(path, files)
-    if not _HUB_NAME.fullmatch(source):
-        raise WeightsError(f"there is no file or folder {source}, nor is it a hub name owner/name")
-    return _from_hub(source, revision, files)
+    hub_name = _HUB_NAME.fullmatch(source)
+    if hub_name is None:
+        raise WeightsError(
+            f"there is no file or folder {source}, nor is it a hub name owner/name[@revision]"
+        )
+    return _from_hub(*hub_name.groups(), files)
 
 
 def _local(folder: Path, patterns: Iterable[str]) -> Weights:

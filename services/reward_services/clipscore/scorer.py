@@ -32,10 +32,8 @@ RANGES = {
 class ClipScoreSettings(ScorerSettings):
     score: Literal["flow_grpo", "diffusionnft", "cosine"] = "flow_grpo"
     """which sub-score is the main score"""
-    weights: str = "openai/clip-vit-large-patch14"
-    """hub repository or local folder of the model and its tokenizer"""
-    weights_revision: str = "32bd64288804d66eefd0ccbe215aa642df71cc41"
-    """commit of the hub repository"""
+    weights: str = "openai/clip-vit-large-patch14@32bd64288804d66eefd0ccbe215aa642df71cc41"
+    """hub repository[@commit] or local folder of the model and its tokenizer"""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """number format of the two towers"""
 
@@ -46,7 +44,7 @@ class ClipScoreScorer(Scorer):
 
     def load(self, device: str) -> None:
         settings = self.settings
-        weights = fetch_weights(settings.weights, revision=settings.weights_revision, files=FILES)
+        weights = fetch_weights(settings.weights, files=FILES)
         self._identity = weights.identity
 
         from reward_services.chassis.clip_model import ClipPairs

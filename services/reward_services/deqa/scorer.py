@@ -31,10 +31,8 @@ RANGES = {
 
 
 class DeqaSettings(ScorerSettings):
-    weights: str = "zhiyuanyou/DeQA-Score-Mix3"
-    """hub repository or local folder: config.json, the index and its shards"""
-    weights_revision: str = "246e219b7e3bc9b5dff5269c1a8564087aefca3f"
-    """commit of the hub repository"""
+    weights: str = "zhiyuanyou/DeQA-Score-Mix3@246e219b7e3bc9b5dff5269c1a8564087aefca3f"
+    """hub repository[@commit] or local folder: config.json, the index and its shards"""
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     """number format of the model; auto: float16 (the original's) on a GPU, float32 on a CPU"""
     compat: Literal["none", "flow_grpo"] = "none"
@@ -46,7 +44,7 @@ class DeqaScorer(Scorer):
     settings: DeqaSettings
 
     def load(self, device: str) -> None:
-        weights = fetch_shards(self.settings.weights, self.settings.weights_revision)
+        weights = fetch_shards(self.settings.weights)
         dtype = self.settings.dtype
         if dtype == "auto":
             dtype = "float32" if device == "cpu" else "float16"
@@ -92,12 +90,12 @@ def _score(sample: Sample, probabilities: np.ndarray) -> ItemScore:
     return ItemScore(value=level / 5, scores={"deqa": level / 5, "level": level}, details=details)
 
 
-def fetch_shards(source: str, revision: str) -> Weights:
+def fetch_shards(source: str) -> Weights:
     """config.json, the index and the shards that it names: no file of another format is fetched."""
-    described = fetch_weights(source, revision=revision, files=("config.json", "*.index.json"))
+    described = fetch_weights(source, files=("config.json", "*.index.json"))
     index = index_of(described)
     shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    return fetch_weights(source, revision=revision, files=("config.json", index.name, *shards))
+    return fetch_weights(source, files=("config.json", index.name, *shards))
 
 
 def index_of(weights: Weights) -> Path:

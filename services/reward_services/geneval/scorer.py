@@ -79,10 +79,8 @@ class GenevalSettings(ScorerSettings):
     detector_weights: str = ""
     """Mask2Former Swin-S checkpoint of mmdet, or the folder with it"""
     clip_weights: str = "timm/vit_large_patch14_clip_224.openai"
-    """hub repository or local folder: open_clip_config.json and open_clip_model.safetensors of
-    OpenAI's CLIP ViT-L/14"""
-    clip_weights_revision: str = "main"
-    """branch, tag or commit of the hub repository"""
+    """hub repository[@commit] or local folder: open_clip_config.json and open_clip_model.safetensors
+    of OpenAI's CLIP ViT-L/14"""
     detector_dtype: Dtype = "float32"
     """what the detector computes in"""
     clip_dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
@@ -102,11 +100,7 @@ class GenevalScorer(Scorer):
 
     def load(self, device: str) -> None:
         checkpoint = _detector_checkpoint(self.settings.detector_weights)
-        clip = fetch_weights(
-            self.settings.clip_weights,
-            revision=self.settings.clip_weights_revision,
-            files=list(_CLIP_FILES),
-        )
+        clip = fetch_weights(self.settings.clip_weights, files=list(_CLIP_FILES))
         from reward_services.geneval.detector import load_detector
 
         self.detector = load_detector(
@@ -218,7 +212,7 @@ def _clip_dtype(setting: str, device: str) -> str:
 
 def _revision(settings: GenevalSettings, weights: str) -> str:
     """12 hex digits that change with all that can change a score."""
-    places = {"detector_weights", "clip_weights", "clip_weights_revision"}
+    places = {"detector_weights", "clip_weights"}
     scoring = settings.model_dump_json(exclude=places)
     return hashlib.sha256(f"{scoring} {weights}".encode()).hexdigest()[:12]
 

@@ -35,10 +35,8 @@ RANGES = {
 class Hpsv2Settings(ScorerSettings):
     score: Literal["hpsv2", "hpsv2_100"] = "hpsv2"
     """which sub-score is the main score"""
-    weights: str = "xswu/HPSv2"
-    """hub repository, local folder or file of HPS_v2.1_compressed.pt"""
-    weights_revision: str = "697403c78157020a1ae59d23f111aa58ced35b0a"
-    """commit of the hub repository"""
+    weights: str = "xswu/HPSv2@697403c78157020a1ae59d23f111aa58ced35b0a"
+    """hub repository[@commit], local folder or file of HPS_v2.1_compressed.pt"""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """number format of the two towers"""
 
@@ -49,9 +47,7 @@ class Hpsv2Scorer(Scorer):
 
     def load(self, device: str) -> None:
         settings = self.settings
-        weights = fetch_weights(
-            settings.weights, revision=settings.weights_revision, files=(CHECKPOINT,)
-        )
+        weights = fetch_weights(settings.weights, files=(CHECKPOINT,))
         self._identity, config = weights.identity, None
         if (weights.folder / CONFIG).is_file():
             self._identity += f" {fetch_weights(str(weights.folder), files=(CONFIG,)).identity}"

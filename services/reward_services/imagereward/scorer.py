@@ -28,14 +28,10 @@ RANGES = {
 
 
 class ImageRewardSettings(ScorerSettings):
-    weights: str = "THUDM/ImageReward"
-    """hub repository or local folder with ImageReward.pt and med_config.json"""
-    weights_revision: str = "5736be03b2652728fb87788c9797b0570450ab72"
-    """commit of the hub repository"""
-    tokenizer: str = "google-bert/bert-base-uncased"
-    """hub repository or local folder with vocab.txt"""
-    tokenizer_revision: str = "86b5e0934494bd15c9632b12f734a8a67f723594"
-    """commit of the tokenizer's hub repository"""
+    weights: str = "THUDM/ImageReward@5736be03b2652728fb87788c9797b0570450ab72"
+    """hub repository[@commit] or local folder with ImageReward.pt and med_config.json"""
+    tokenizer: str = "google-bert/bert-base-uncased@86b5e0934494bd15c9632b12f734a8a67f723594"
+    """hub repository[@commit] or local folder with vocab.txt"""
 
 
 class Prepared(NamedTuple):
@@ -50,14 +46,8 @@ class ImageRewardScorer(Scorer):
 
     def load(self, device: str) -> None:
         settings = self.settings
-        weights = fetch_weights(
-            settings.weights,
-            revision=settings.weights_revision,
-            files=("ImageReward.pt", "med_config.json"),
-        )
-        tokenizer = fetch_weights(
-            settings.tokenizer, revision=settings.tokenizer_revision, files=("vocab.txt",)
-        )
+        weights = fetch_weights(settings.weights, files=("ImageReward.pt", "med_config.json"))
+        tokenizer = fetch_weights(settings.tokenizer, files=("vocab.txt",))
         self._revision = f"{weights.identity} {tokenizer.identity}"
 
         from reward_services.imagereward.model import load

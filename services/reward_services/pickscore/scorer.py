@@ -13,7 +13,7 @@ from reward_services.chassis.clip_pixels import check_aspect, clip_crop, clip_no
 from reward_services.chassis.scorer import Sample, Scorer, ScorerInfo, ScorerSettings
 from reward_services.chassis.weights import fetch_weights
 
-TOKENIZER = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+TOKENIZER = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K@1c2b8495b28150b8a4922ee1c8edee224c284c0c"
 MODEL_FILES = ("config.json", "model.safetensors")
 TOKENIZER_FILES = ("vocab.json", "merges.txt")
 
@@ -32,15 +32,11 @@ RANGES = {
 class PickScoreSettings(ScorerSettings):
     score: Literal["pickscore_26", "pickscore"] = "pickscore_26"
     """which sub-score is the main score"""
-    weights: str = "yuvalkirstain/PickScore_v1"
-    """hub repository or local folder of the model"""
-    weights_revision: str = "a4e4367c6dfa7288a00c550414478f865b875800"
-    """commit of the hub repository"""
+    weights: str = "yuvalkirstain/PickScore_v1@a4e4367c6dfa7288a00c550414478f865b875800"
+    """hub repository[@commit] or local folder of the model"""
     tokenizer: str | None = None
-    """hub repository or local folder of the tokenizer; none: the folder of the weights if it has one,
-    else laion/CLIP-ViT-H-14-laion2B-s32B-b79K"""
-    tokenizer_revision: str = "1c2b8495b28150b8a4922ee1c8edee224c284c0c"
-    """commit of the tokenizer's hub repository"""
+    """hub repository[@commit] or local folder of the tokenizer; none: the folder of the weights if it
+    has one, else laion/CLIP-ViT-H-14-laion2B-s32B-b79K"""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """number format of the two towers"""
 
@@ -51,12 +47,8 @@ class PickScoreScorer(Scorer):
 
     def load(self, device: str) -> None:
         settings = self.settings
-        weights = fetch_weights(
-            settings.weights, revision=settings.weights_revision, files=MODEL_FILES
-        )
-        tokenizer = fetch_weights(
-            tokenizer_source(settings), revision=settings.tokenizer_revision, files=TOKENIZER_FILES
-        )
+        weights = fetch_weights(settings.weights, files=MODEL_FILES)
+        tokenizer = fetch_weights(tokenizer_source(settings), files=TOKENIZER_FILES)
         self._identity = f"{weights.identity} {tokenizer.identity}"
 
         from reward_services.chassis.clip_model import ClipPairs

@@ -30,7 +30,7 @@ class LocalEngine:
 
     def __init__(self, settings: UnifiedRewardSettings, source: str, device: str) -> None:
         """Raises WeightsError before it loads torch."""
-        weights = fetch_weights(source, revision=settings.weights_revision, files=_FILES)
+        weights = fetch_weights(source, files=_FILES)
         import torch
 
         self.identity = weights.identity

@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_v
 
 from reward_services.chassis.scorer import ScorerSettings
 
-_LOCAL_ONLY = ("weights", "weights_revision", "dtype")
+_LOCAL_ONLY = ("weights", "dtype")
 _ENGINE_ONLY = ("model", "api_key", "concurrency", "retries", "timeout_s", "engine_wait_s")
 
 
@@ -49,9 +49,7 @@ class UnifiedRewardSettings(ScorerSettings):
     """engine only: wait this long at the start for an engine that is loading, seconds"""
 
     weights: str | None = None
-    """in-process only: hub repository or local folder; none: the family's repository"""
-    weights_revision: str = "main"
-    """in-process only: branch, tag or commit of the hub repository"""
+    """in-process only: hub repository[@commit] or local folder; none: the family's repository"""
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     """in-process only: precision; auto: the checkpoint's"""
 

@@ -18,9 +18,9 @@ PATTERNS = ["config.json", "model*.safetensors"]
 FETCH = """
 import json, sys
 from reward_services.chassis.weights import WeightsError, fetch_weights
-source, revision, *patterns = sys.argv[1:]
+source, *patterns = sys.argv[1:]
 try:
-    found = fetch_weights(source, revision=revision or None, files=patterns)
+    found = fetch_weights(source, files=patterns)
 except WeightsError as error:
     print(json.dumps({"error": str(error)}))
 else:
@@ -37,10 +37,10 @@ def folder(tmp_path):
     return tmp_path
 
 
-def fetch(hub, cache, source="owner/model", revision="", patterns=PATTERNS, **environ):
+def fetch(hub, cache, source="owner/model", patterns=PATTERNS, **environ):
     variables = {"HF_ENDPOINT": hub, "HF_HOME": str(cache), "HF_HUB_OFFLINE": "0", **environ}
     done = subprocess.run(
-        [sys.executable, "-c", FETCH, source, revision, *patterns],
+        [sys.executable, "-c", FETCH, source, *patterns],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **variables},
         capture_output=True,
         text=True,
@@ -99,6 +99,7 @@ def test_the_hub_then_the_cache_then_offline(tmp_path):
     }
     with model_hub(FILES) as hub:
         assert fetch(hub, tmp_path) == expected
+        assert fetch(hub, tmp_path, source=f"owner/model@{COMMIT}") == expected
     assert fetch(hub, tmp_path) == expected  # the hub is gone
     assert fetch(hub, tmp_path, HF_HUB_OFFLINE="1") == expected
 
@@ -108,7 +109,7 @@ def test_refusals_of_the_hub(tmp_path):
         assert "accept its licence" in fetch(hub, tmp_path)["error"]
     with model_hub(FILES) as hub:
         assert "no repository" in fetch(hub, tmp_path, source="owner/other")["error"]
-        assert "no revision v9" in fetch(hub, tmp_path, revision="v9")["error"]
+        assert "no revision v9" in fetch(hub, tmp_path, source="owner/model@v9")["error"]
         assert "holds no *.onnx" in fetch(hub, tmp_path, patterns=["*.onnx"])["error"]
     for environ in ({}, {"HF_HUB_OFFLINE": "1"}):
         error = fetch(hub, tmp_path / "empty", **environ)["error"]
