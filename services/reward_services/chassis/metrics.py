@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    generate_latest,
+)
 
 from reward_api.errors import Reason
 from reward_api.messages import ItemResult, ScoreRange, Timing
@@ -18,6 +25,7 @@ class Metrics:
     def __init__(self, model: str) -> None:
         self._model = model
         self.registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)  # start time, CPU, memory
         self._requests = Counter(
             "reward_requests_total",
             "Calls answered; code is the HTTP status or the gRPC status name.",

@@ -62,7 +62,8 @@ def fetch_weights(source: str, *, files: Sequence[str]) -> Weights:
         raise WeightsError(
             f"there is no file or folder {source}, nor is it a hub name owner/name[@revision]"
         )
-    return _from_hub(*hub_name.groups(), files)
+    name, revision = hub_name.groups()
+    return _from_hub(name, revision, files)
 
 
 def _local(folder: Path, patterns: Iterable[str]) -> Weights:
