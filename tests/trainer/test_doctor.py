@@ -98,6 +98,8 @@ def test_memory(change: ChangeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
     check = check_memory(recipe)
     assert not check.ok
     assert "gradient_checkpointing = true, set update.optimizer = adamw8bit" in check.message
+    assert "train on more GPUs" in check.message
+    assert "on each of 8 GPUs" in check_memory(recipe, 8).message
 
 
 def test_arithmetic_finds_a_wrong_step(monkeypatch: pytest.MonkeyPatch) -> None:

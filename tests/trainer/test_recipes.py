@@ -95,6 +95,26 @@ def test_memory_of_other_choices(recipe_data: dict[str, Any]) -> None:
     assert of(update={"objective": "guard"}).trajectories > lora.trajectories
 
 
+def test_memory_on_several_gpus() -> None:
+    full = load_recipe(FOLDER / "flux_hpsv2_dance.toml")
+    architecture = inspect(full.model.path, "flux", 32)
+    assert architecture is not None
+    one, eight, sixteen = (memory(full, architecture, gpus) for gpus in (1, 8, 16))
+    assert eight.training_state == one.training_state / 8
+    blocks = 2 * one.transformer / architecture.blocks
+    assert eight.transformer == pytest.approx(one.transformer / 8 + blocks)
+    assert eight.trajectories == one.trajectories / 8
+    assert eight.activations == one.activations
+    assert sixteen.training_state == eight.training_state, "a copy per node"
+    assert sixteen.trajectories == one.trajectories / 16
+
+    lora = load_recipe(FOLDER / "sd35m_ocr.toml")
+    architecture = inspect(lora.model.path, "sd3", 32)
+    assert architecture is not None
+    assert memory(lora, architecture, 8).transformer == memory(lora, architecture).transformer
+    assert any("GB on each of 8 GPUs" in line for line in dry_run(lora, 8))
+
+
 def test_memory_of_a_local_pipeline_follows_its_vae() -> None:
     recipe = load_recipe(FOLDER / "tiny_sd3_ocr.toml")
     architecture = inspect(recipe.model.path, "sd3", 32)
@@ -110,6 +130,15 @@ def test_dry_run_tells_stochastic_from_trained_steps() -> None:
     lines = list(dry_run(load_recipe(FOLDER / "sd35m_ocr_nft.toml")))
     assert "steps     10 sampled (ode), 9 trained per image" in lines
     assert any("1 update per epoch" in line for line in lines)
+
+
+def test_dry_run_for_several_gpus(capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = str(FOLDER / "flux_hpsv2_dance.toml")
+    assert main(["train", recipe, "--dry-run", "--gpus", "8"]) == 0
+    assert "GB on each of 8 GPUs" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["train", recipe, "--dry-run", "--gpus", "0"])
+    assert "--gpus: 0 is not positive" in capsys.readouterr().err
 
 
 def test_dry_run_loads_nothing(capsys: pytest.CaptureFixture[str]) -> None:

@@ -42,6 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     _recipe_arguments(train)
     train.add_argument("--out", type=Path, help="run folder (default: runs/NAME-SEED)")
     train.add_argument("--dry-run", action="store_true", help="print sizes, cost and memory only")
+    _gpus_argument(train)
     train.add_argument("--resume", action="store_true", help="continue from the newest checkpoint")
 
     evaluate = commands.add_parser("evaluate", help="score a checkpoint with the ODE sampler")
@@ -50,13 +51,14 @@ def _parser() -> argparse.ArgumentParser:
         "--checkpoint", type=Path, help="RUN/best or RUN/checkpoints/epoch_N (default: base model)"
     )
     evaluate.add_argument("--split", default="heldout", choices=["heldout", "validation", "train"])
-    evaluate.add_argument("--steps", type=int, help="ODE steps (default: evaluation.num_steps)")
-    evaluate.add_argument("--images", type=int, default=1, help="images per prompt")
+    evaluate.add_argument("--steps", type=_positive, help="ODE steps (default: evaluation.num_steps)")
+    evaluate.add_argument("--images", type=_positive, default=1, help="images per prompt")
     evaluate.add_argument("--out", type=Path, help="folder for summary.json and images.png")
 
     doctor = commands.add_parser("doctor", help="check a recipe: services, model, ratio, disk")
     _recipe_arguments(doctor)
     doctor.add_argument("--out", type=Path, help="run folder whose disk is checked")
+    _gpus_argument(doctor)
 
     report = commands.add_parser("report", help="write RUN/report.html, self-contained")
     report.add_argument("run", type=Path)
@@ -118,6 +120,23 @@ def _recipe_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="override one value, e.g. --set update.learning_rate=1e-4 (repeatable)",
     )
+
+
+def _gpus_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--gpus",
+        type=_positive,
+        default=1,
+        metavar="N",
+        help="estimate the memory of a run on N GPUs, by nodes of 8 (default: 1)",
+    )
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not positive")
+    return number
 
 
 if __name__ == "__main__":

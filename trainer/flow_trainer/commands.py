@@ -19,7 +19,7 @@ def train(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         from flow_trainer.estimate import dry_run
 
-        print("\n".join(dry_run(recipe)))
+        print("\n".join(dry_run(recipe, arguments.gpus)))
         return 0
     folder = arguments.out or Path("runs") / f"{recipe.name}-{recipe.seed}"
     from flow_trainer.train import train as run
@@ -56,7 +56,7 @@ def doctor(arguments: argparse.Namespace) -> int:
     from flow_trainer.doctor import examine
 
     healthy = True
-    for check in examine(recipe, arguments.out or Path("runs")):
+    for check in examine(recipe, arguments.out or Path("runs"), arguments.gpus):
         print(f"{'ok  ' if check.ok else 'FAIL'}  {check.name}: {check.message}", flush=True)
         healthy = healthy and check.ok
     return 0 if healthy else 1

@@ -294,6 +294,12 @@ class Recipe(Section):
         return self.sampling.prompts_per_epoch * self.sampling.group_size
 
     @property
+    def sharding(self) -> str:
+        """How the transformer is held: none, full or hybrid."""
+        automatic = "none" if self.model.tuning == "lora" else "hybrid"
+        return automatic if self.parallel.sharding == "auto" else self.parallel.sharding
+
+    @property
     def share(self) -> int:
         """Images per optimizer step: whole groups, in sampling order."""
         return self.images_per_epoch // self.update.updates_per_epoch

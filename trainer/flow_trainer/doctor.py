@@ -21,8 +21,9 @@ from flow_trainer.world import pick_device
 PROBE = Prompt('a sign that says "probe"')
 
 
-def examine(recipe: Recipe, folder: Path) -> Iterator[Check]:
-    """Yields one Check after another; a failure does not stop what can still be checked."""
+def examine(recipe: Recipe, folder: Path, gpus: int = 1) -> Iterator[Check]:
+    """Yields one Check after another; a failure does not stop what can still be checked. `gpus`: those
+    of the run, for its memory."""
     yield attempt("prompts", lambda: _check_prompts(recipe))
     yield _check_sizes(recipe)
     for name in recipe.rewards:
@@ -34,13 +35,15 @@ def examine(recipe: Recipe, folder: Path) -> Iterator[Check]:
     yield _check_disk(recipe, folder)
     if not device.ok:
         return
-    memory = check_memory(recipe)
+    memory = check_memory(recipe, gpus)
     yield memory
     yield check_arithmetic(pick_device(recipe.device))
-    if weights.ok and memory.ok:
-        yield from _check_policy(recipe)
-    else:
+    if not (weights.ok and memory.ok):
         yield Check("model", False, "not loaded: see weights and memory above")
+    elif gpus > 1 and not check_memory(recipe).ok:
+        yield Check("model", True, "not loaded: it fits divided over the GPUs, not this one alone")
+    else:
+        yield from _check_policy(recipe)
 
 
 def _check_prompts(recipe: Recipe) -> Check:

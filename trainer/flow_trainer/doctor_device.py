@@ -46,8 +46,8 @@ def check_device(recipe: Recipe) -> Check:
     return Check("device", True, f"{name}, {_memory(device) / GB:.0f} GB, {recipe.model.dtype}")
 
 
-def check_memory(recipe: Recipe) -> Check:
-    """The estimate against what the device has."""
+def check_memory(recipe: Recipe, gpus: int = 1) -> Check:
+    """The estimate against what the device has; the run's other GPUs are taken to be like it."""
     m = recipe.model
     device = pick_device(recipe.device)
     model = inspect(m.path, m.family, m.lora_rank)
@@ -55,8 +55,11 @@ def check_memory(recipe: Recipe) -> Check:
         return Check("memory", True, f"no estimate: the size of {m.path} is not on record")
     if device.type == "cpu":
         recipe = recipe.model_copy(update={"model": m.model_copy(update={"dtype": "float32"})})
-    need, have = memory(recipe, model), _memory(device)
-    message = f"about {need.peak / GB:.1f} of {have / GB:.1f} GB (an estimate, 30 % either way)"
+    need, have = memory(recipe, model, gpus), _memory(device)
+    where = f" on each of {gpus} GPUs" if gpus > 1 else ""
+    message = (
+        f"about {need.peak / GB:.1f} of {have / GB:.1f} GB{where} (an estimate, 30 % either way)"
+    )
     if need.peak <= have:
         return Check("memory", True, message)
     ways = ["lower sampling.micro_batch"]
@@ -66,6 +69,8 @@ def check_memory(recipe: Recipe) -> Check:
         ways += ["set update.optimizer = adamw8bit", "set model.tuning = lora"]
     if need.loading_peak > have:
         ways = ["use a larger device"]
+    if recipe.sharding != "none":
+        ways.append("train on more GPUs (--gpus N estimates)")
     return Check("memory", False, f"{message}: {', '.join(ways)}")
 
 

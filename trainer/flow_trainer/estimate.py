@@ -17,11 +17,14 @@ Memory is arithmetic, not a measurement; expect 30 % either way, most of it in t
   arXiv 2205.05198, attention scores not stored), 68 in float32. Checkpointing keeps 2 (4) bytes and
   one block's 34 (68).
 - decoding: 1 KiB per pixel of a decode batch in the float32 VAE (96 images of 512x512 peak at 24 GB).
+- several GPUs share the trajectories; sharded, also the transformer and its training state, but for two
+  blocks that are gathered at a time. Hybrid sharding divides over the GPUs of a node, taken as eight.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -39,6 +42,7 @@ DECODE_BYTES_PER_PIXEL = 1024
 T5_PARAMETERS = 4.76e9
 ENCODER_PARAMETERS = {"sd3": 5.58e9, "flux": 4.89e9, "qwen_image": 8.29e9}
 VAE_PARAMETERS = {"sd3": 8.4e7, "flux": 8.4e7, "qwen_image": 1.27e8}
+GPUS_PER_NODE = 8
 GB, MB = 1e9, 1e6
 
 
@@ -75,7 +79,7 @@ def _trained_steps(recipe: Recipe) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes on one GPU that does everything."""
+    """Bytes on each GPU."""
 
     transformer: float
     training_state: float
@@ -99,7 +103,8 @@ class Memory:
         return max(self.training_peak, self.loading_peak)
 
 
-def memory(recipe: Recipe, model: Architecture) -> Memory:
+def memory(recipe: Recipe, model: Architecture, gpus: int = 1) -> Memory:
+    """For each of `gpus` that train together."""
     m, u, s = recipe.model, recipe.update, recipe.sampling
     element = 4 if m.dtype == "float32" else 2
     lora = m.tuning == "lora"
@@ -109,10 +114,13 @@ def memory(recipe: Recipe, model: Architecture) -> Memory:
         weights += model.parameters * element
     moments = 8 if u.optimizer == "adamw" else 2
     state = trained * (4 + moments + 4 * recipe.ema.enabled + 4 * u.forward_process)
+    parts = {"none": 1, "full": gpus, "hybrid": min(gpus, GPUS_PER_NODE)}[recipe.sharding]
+    gathered = 2 * weights / model.blocks if parts > 1 else 0
+    images = math.ceil(recipe.images_per_epoch / gpus)
     return Memory(
-        transformer=weights,
-        training_state=state,
-        trajectories=recipe.images_per_epoch * _latents_per_image(recipe) * _latent_bytes(recipe),
+        transformer=weights / parts + gathered,
+        training_state=state / parts,
+        trajectories=images * _latents_per_image(recipe) * _latent_bytes(recipe),
         vae=_file_bytes(m.path, "vae") or VAE_PARAMETERS[m.family] * 4,
         text_encoders=_file_bytes(m.path, "text_encoder*") or _encoder_parameters(m) * element,
         activations=_activations(recipe, model, element),
@@ -175,7 +183,7 @@ def _activations(recipe: Recipe, model: Architecture, element: int) -> float:
     return block * model.blocks
 
 
-def dry_run(recipe: Recipe) -> Iterator[str]:
+def dry_run(recipe: Recipe, gpus: int = 1) -> Iterator[str]:
     """What `flow-grpo train --dry-run` prints, a line each. Loads no weights."""
     s, u, f = recipe.sampling, recipe.update, forwards(recipe)
     yield f"recipe    {recipe.name}: {recipe.model.family} {recipe.model.path}, {u.objective}"
@@ -199,13 +207,14 @@ def dry_run(recipe: Recipe) -> Iterator[str]:
         return
     trained = model.lora_parameters if recipe.model.tuning == "lora" else model.parameters
     yield f"model     {model.parameters:,} parameters, {trained:,} trained"
-    yield from _memory_lines(memory(recipe, model))
+    yield from _memory_lines(memory(recipe, model, gpus), gpus)
 
 
-def _memory_lines(found: Memory) -> Iterator[str]:
+def _memory_lines(found: Memory, gpus: int) -> Iterator[str]:
     unit, name = (GB, "GB") if found.peak >= GB else (MB, "MB")
     part = {field.name: f"{getattr(found, field.name) / unit:.1f}" for field in fields(found)}
-    yield f"memory    about {found.peak / unit:.0f} {name} on one GPU (an estimate), the larger of"
+    where = "one GPU" if gpus == 1 else f"each of {gpus} GPUs"
+    yield f"memory    about {found.peak / unit:.0f} {name} on {where} (an estimate), the larger of"
     yield (
         f"  training  {found.training_peak / unit:.1f}: transformer {part['transformer']}, VAE "
         f"{part['vae']}, training state {part['training_state']}, trajectories "

@@ -11,15 +11,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
-from flow_trainer.config import Recipe
 from flow_trainer.errors import ConfigError
-
-
-def sharding_kind(recipe: Recipe) -> str:
-    """none, full or hybrid."""
-    if recipe.parallel.sharding != "auto":
-        return recipe.parallel.sharding
-    return "none" if recipe.model.tuning == "lora" else "hybrid"
 
 
 def make_mesh(kind: str, device_type: str, size: int, local_size: int) -> DeviceMesh:

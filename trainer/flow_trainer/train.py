@@ -27,7 +27,6 @@ from flow_trainer.run import Run, note_revisions, open_run
 from flow_trainer.runlog import image_grid
 from flow_trainer.sampling import Batch, sample, sample_again
 from flow_trainer.scoring import Scores
-from flow_trainer.sharding import sharding_kind
 from flow_trainer.throughput import Work, peak_flops, peak_memory_gb, reset_peak_memory, speed
 from flow_trainer.update import UpdateStats, update_policy
 from flow_trainer.update_nft import update_nft
@@ -42,7 +41,7 @@ def train(recipe: Recipe, folder: Path, *, resume: bool = False) -> dict[str, An
     ConfigError, OutageError, NonFiniteError, RatioError; Interrupted after saving.
     """
     device = pick_device(recipe.device)
-    with open_world(device, sharding_kind(recipe)) as world:
+    with open_world(device, recipe.sharding) as world:
         resume = resume or restarted()
         run = open_run(recipe, folder, resume=resume, device=device, world=world)
         try:
