@@ -51,7 +51,9 @@ def _parser() -> argparse.ArgumentParser:
         "--checkpoint", type=Path, help="RUN/best or RUN/checkpoints/epoch_N (default: base model)"
     )
     evaluate.add_argument("--split", default="heldout", choices=["heldout", "validation", "train"])
-    evaluate.add_argument("--steps", type=_positive, help="ODE steps (default: evaluation.num_steps)")
+    evaluate.add_argument(
+        "--steps", type=_positive, help="ODE steps (default: evaluation.num_steps)"
+    )
     evaluate.add_argument("--images", type=_positive, default=1, help="images per prompt")
     evaluate.add_argument("--out", type=Path, help="folder for summary.json and images.png")
 
