@@ -116,3 +116,11 @@ def train(data: dict[str, Any], out: Path, resume: bool = False) -> None:
         train(parse_recipe(data), out, resume=resume)
     except Interrupted:
         (out / f"stopped-{os.environ['RANK']}").touch()
+
+
+def train_compiled(data: dict[str, Any], out: Path) -> None:
+    """With model.compile; traced and differentiated as ever, but without minutes of a C++ compiler."""
+    from flow_trainer.models import kernels
+
+    kernels.COMPILE = {"dynamic": False, "backend": "aot_eager"}
+    train(data | {"model": data["model"] | {"compile": True}}, out)

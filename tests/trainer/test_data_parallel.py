@@ -160,6 +160,14 @@ def test_nodes_of_a_sharded_run_hold_copies(
     assert_close(one, nodes, 1, brief)
 
 
+def test_sharded_blocks_compile(brief: dict[str, Any], tmp_path: Path) -> None:
+    model = brief["model"] | {"tuning": "full", "gradient_checkpointing": True}
+    brief |= {"epochs": 1, "model": model, "update": brief["update"] | {"kl": "none", "beta": 0.0}}
+    one, two = run(1, brief, tmp_path / "one"), tmp_path / "two"
+    assert ranks.start(2, ranks.train_compiled, brief, two).wait() == [0, 0]
+    assert_close(one, two, 1, brief)
+
+
 def test_sharded_adapters_are_the_same(brief: dict[str, Any], tmp_path: Path) -> None:
     """With nft, which swaps a second set of weights in for half of its forwards."""
     brief |= {"epochs": 1, "scoring": {"overlap": "updates"}, "parallel": {"sharding": "full"}}
