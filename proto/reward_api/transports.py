@@ -84,7 +84,8 @@ def parse_url(url: str) -> Target:
     """Raises ValueError that shows the right form."""
     parts = urlsplit(url)
     scheme, _, option = parts.scheme.partition("+")
-    hint = f"{url!r}: expected http://host:port, https://, grpc:// or grpcs://"
+    shown = re.sub("//.*@", "//***@", url)  # no password in a message
+    hint = f"{shown!r}: expected http://host:port, https://, grpc:// or grpcs://"
     if scheme not in _SCHEMES or option not in ("", "dns") or not re.fullmatch(r"[!-~]+", url):
         raise ValueError(hint)
     if not parts.hostname or parts.query or parts.fragment or parts.username is not None:

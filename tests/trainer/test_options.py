@@ -95,7 +95,10 @@ def test_missing_kernels_are_explained(load_tiny: LoadTiny) -> None:
 
 
 def test_native_leaves_the_model_alone() -> None:
-    use_attention(nn.Linear(1, 1), "native")
+    layer = nn.Linear(1, 1)
+    before = dict(vars(layer))
+    use_attention(layer, "native")
+    assert vars(layer) == before
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
