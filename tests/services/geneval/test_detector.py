@@ -376,7 +376,7 @@ def test_compiled_and_plain_attention_give_the_same_boxes(
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_the_shipped_configuration_at_full_size(tmp_path: Path) -> None:
-    """68.7 M parameters: names and shapes, and the answer on a 16x256 PNG, which is seen at 83x1333."""
+    """68.7 M parameters: names and shapes, and the answer on a 256x256 PNG, which is seen at 800x800."""
     folder = write_checkpoint(tmp_path / "full", size="full")
     published = torch.load(folder / FILE, weights_only=True)["state_dict"]
     assert len(published) == 649
@@ -384,7 +384,7 @@ def test_the_shipped_configuration_at_full_size(tmp_path: Path) -> None:
     sizes = sum(map(torch.numel, published.values())) - sum(map(torch.numel, buffers))
     assert sizes == 68_739_547
     detector = load_detector(folder, device="cpu")
-    image = picture((16, 256), 5)
+    image = picture((256, 256), 5)
     expected = mmdets_answer(mmdets_own(folder), png(tmp_path / "x.png", image))
     assert len(expected.labels) > 3
     assert_same(detector.detect([image])[0], expected, tolerance=1e-4)
