@@ -10,12 +10,15 @@ from typing import Any
 import pytest
 import torch
 
+from flow_trainer import doctor_device
 from flow_trainer.config import Recipe, parse_recipe
 from flow_trainer.doctor import examine
 from flow_trainer.doctor_checks import Check
 from flow_trainer.doctor_device import check_arithmetic, check_device, check_memory
 from flow_trainer.doctor_services import check_reward
 from flow_trainer.errors import ConfigError
+from flow_trainer.estimate import memory
+from flow_trainer.models.architectures import inspect
 from flow_trainer.models.hub import can_load
 from flow_trainer.prompts import Prompt
 from model_hub import COMMIT, model_hub
@@ -104,7 +107,6 @@ def test_memory(change: ChangeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_arithmetic_finds_a_wrong_step(monkeypatch: pytest.MonkeyPatch) -> None:
     assert check_arithmetic(torch.device("cpu")).ok
-    from flow_trainer import doctor_device
     from flow_trainer.dynamics import DYNAMICS
 
     wrong = {**DYNAMICS, "cps": DYNAMICS["flow_sde"]}
@@ -155,3 +157,21 @@ def test_what_cannot_load_is_not_loaded(
     ]
     assert "correct prompts.train, or write it" in checks["prompts"].message
     assert "see weights" in checks["model"].message
+
+
+def test_what_fits_only_divided_is_not_loaded(
+    recipe_data: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flow_trainer.doctor_services.READY_TIMEOUT_S", 0.1)
+    recipe = parse_recipe(recipe_data)
+    architecture = inspect(recipe.model.path, recipe.model.family, recipe.model.lora_rank)
+    assert architecture is not None
+    one, eight = (memory(recipe, architecture, gpus).peak for gpus in (1, 8))
+    assert eight < one
+    monkeypatch.setattr(doctor_device, "_memory", lambda device: (one + eight) / 2)
+    checks = {check.name: check for check in examine(recipe, tmp_path, gpus=8)}
+    assert checks["memory"].ok
+    assert (
+        checks["model"].message == "not loaded: it fits divided over the GPUs, not this one alone"
+    )
+    assert not check_memory(recipe).ok

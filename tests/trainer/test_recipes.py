@@ -136,9 +136,10 @@ def test_dry_run_for_several_gpus(capsys: pytest.CaptureFixture[str]) -> None:
     recipe = str(FOLDER / "flux_hpsv2_dance.toml")
     assert main(["train", recipe, "--dry-run", "--gpus", "8"]) == 0
     assert "GB on each of 8 GPUs" in capsys.readouterr().out
-    with pytest.raises(SystemExit):
-        main(["train", recipe, "--dry-run", "--gpus", "0"])
-    assert "--gpus: 0 is not positive" in capsys.readouterr().err
+    for wrong in ("0", "-1", "all"):
+        with pytest.raises(SystemExit):
+            main(["train", recipe, "--dry-run", f"--gpus={wrong}"])
+        assert f"--gpus: '{wrong}' is not a positive integer" in capsys.readouterr().err
 
 
 def test_dry_run_loads_nothing(capsys: pytest.CaptureFixture[str]) -> None:

@@ -75,7 +75,7 @@ async def read_body(request: Request, limit: int) -> memoryview:
 @contextlib.contextmanager
 def cancelled_on_disconnect(scope: Scope) -> Iterator[None]:
     """Cancels what runs inside when the caller goes away: raises RewardError (CANCELLED). The body
-    must have been read."""
+    must have been read. Under another server than ours nobody notices."""
     connection = connection_of(scope)
     if connection is None:
         yield
