@@ -10,7 +10,7 @@ export PYTHONDONTWRITEBYTECODE :=
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile \
   --constraint constraints.txt
 
-.PHONY: help demo test check lint types proto-check test-paddle test-triton test-containers geneval-ops bench clean
+.PHONY: help demo test check lint imports types proto-check test-paddle test-triton test-containers geneval-ops bench clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 17
@@ -21,11 +21,14 @@ demo: $(VENV)/.demo ## start the OCR reward, train the tiny SD3 model against it
 test: $(VENV)/.dev ## every test that needs no environment of its own
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal
 
-check: lint types proto-check ## lint, types, generated code
+check: lint imports types proto-check ## lint, who imports whom, types, generated code
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+
+imports: $(VENV)/.dev
+	PYTHONPATH=proto:services:trainer $(BIN)/lint-imports --no-logo
 
 types: $(VENV)/.dev
 	$(BIN)/pyright --pythonpath $(BIN)/python
@@ -82,4 +85,4 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@ $(VENV)/.demo
 
 clean: ## remove the environments and caches, not the runs
-	rm -rf $(VENV) .venv-proto .venv-paddle .venv-triton .venv-bench .venv-containers .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-proto .venv-paddle .venv-triton .venv-bench .venv-containers .pytest_cache .ruff_cache .import_linter_cache

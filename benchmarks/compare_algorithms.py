@@ -22,9 +22,9 @@ from pathlib import Path
 
 from comparison import Outcomes, draw, read_outcome, table
 
-from flow_trainer.config import load_recipe
 from flow_trainer.demo import PROCESS_ENV, RECIPE, ocr_service
-from flow_trainer.estimate import forwards
+from flow_trainer.doctor.estimate import forwards
+from flow_trainer.recipe import load_recipe
 
 BUDGET = 54_000
 """Transformer forwards of a run's training, the backward counted as two; evaluations come on top."""

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from flow_trainer.config import load_recipe
-from flow_trainer.estimate import forwards
-from flow_trainer.report import read_metrics
+from flow_trainer.doctor.estimate import forwards
+from flow_trainer.recipe import load_recipe
+from flow_trainer.record.report import read_metrics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pydantic import Field
 
 from reward_api.errors import ItemFailure
-from reward_api.messages import ItemScore, ScoreRange
-from reward_services.chassis.run import run
+from reward_api.wire.messages import ItemScore, ScoreRange
 from reward_services.chassis.scorer import Sample, Scorer, ScorerInfo, ScorerSettings
+from reward_services.run import run
 
 
 class NoopSettings(ScorerSettings):

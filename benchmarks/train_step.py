@@ -32,26 +32,29 @@ import transformers
 from harness import ROOT, markdown, write_json
 from random_pipelines import MODELS, random_pipeline
 
-from flow_trainer.advantages import Advantages, epoch_advantages
-from flow_trainer.config import Recipe, load_recipe
-from flow_trainer.ema import Ema, ema_rule, old_policy_rule
-from flow_trainer.estimate import forwards
-from flow_trainer.models import FAMILIES
-from flow_trainer.models.policy import DiffusersPolicy, Family
-from flow_trainer.optimizers import make_optimizer
-from flow_trainer.prompts import Prompt
-from flow_trainer.rollout import rollout
-from flow_trainer.throughput import (
-    Work,
+from flow_trainer.algorithm.advantages import Advantages
+from flow_trainer.algorithm.ema import Ema, ema_rule, old_policy_rule
+from flow_trainer.algorithm.trajectory import Trajectories
+from flow_trainer.doctor.estimate import forwards
+from flow_trainer.loop.feedback import epoch_advantages
+from flow_trainer.loop.rollout import rollout
+from flow_trainer.loop.updates.forward import update_nft
+from flow_trainer.loop.updates.optimizers import make_optimizer
+from flow_trainer.loop.updates.replay import reference_velocities
+from flow_trainer.loop.updates.trajectory import update_policy
+from flow_trainer.models.diffusers_policy import DiffusersPolicy
+from flow_trainer.models.families import FAMILIES
+from flow_trainer.models.families.family import Family
+from flow_trainer.models.policy import Work
+from flow_trainer.recipe import Recipe, load_recipe
+from flow_trainer.recipe.prompts import Prompt
+from flow_trainer.record.throughput import (
     peak_flops,
     peak_memory_gb,
     reset_peak_memory,
     speed,
     synchronize,
 )
-from flow_trainer.trajectory import Trajectories
-from flow_trainer.update import reference_velocities, update_policy
-from flow_trainer.update_nft import update_nft
 
 RECIPES = {
     "tiny": "tiny_sd3_ocr.toml",

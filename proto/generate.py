@@ -1,4 +1,4 @@
-"""Regenerates reward_api/v1/*_pb2* from the .proto files beside them; `--check` fails when they are
+"""Regenerates reward_api/wire/v1/*_pb2* from the .proto files beside them; `--check` fails when they are
 out of date.
 
 The generator is pinned low on purpose: protobuf refuses generated code that is newer than its
@@ -18,7 +18,7 @@ import venv
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
-FOLDER = Path("reward_api/v1")
+FOLDER = Path("reward_api/wire/v1")
 OUTPUTS = {
     "reward.proto": ("reward_pb2.py", "reward_pb2.pyi", "reward_pb2_grpc.py"),
     "open_inference.proto": ("open_inference_pb2.py", "open_inference_pb2.pyi"),

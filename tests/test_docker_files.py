@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from processes import ROOT
-from reward_api.messages import ScoreRange
+from reward_api.wire.messages import ScoreRange
 from reward_services.chassis.metrics import Metrics
 
 DOCKER = ROOT / "docker"

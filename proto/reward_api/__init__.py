@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from reward_api.batch import ScoreBatch
+    from reward_api.callers.flow_grpo import as_flow_grpo, as_flow_grpo_geneval, as_flow_grpo_multi
+    from reward_api.callers.trl import as_trl
     from reward_api.client import AsyncRewardClient
     from reward_api.errors import (
         AuthenticationFailed,
@@ -21,19 +23,17 @@ if TYPE_CHECKING:
         ServerFault,
         Unavailable,
     )
-    from reward_api.flow_grpo import as_flow_grpo, as_flow_grpo_geneval, as_flow_grpo_multi
-    from reward_api.images import EncodedImages, encode_images
-    from reward_api.messages import RewardMetadata
     from reward_api.suite import AsyncRewardSuite, SuiteScores
     from reward_api.sync import RewardClient, RewardSuite
-    from reward_api.trl import as_trl
+    from reward_api.wire.images import EncodedImages, encode_images
+    from reward_api.wire.messages import RewardMetadata
 
 _MODULES = {
     "AsyncRewardClient": "client",
     "AsyncRewardSuite": "suite",
     "AuthenticationFailed": "errors",
     "DeadlineExceeded": "errors",
-    "EncodedImages": "images",
+    "EncodedImages": "wire.images",
     "InvalidRequest": "errors",
     "ItemFailure": "errors",
     "ItemsFailed": "errors",
@@ -41,17 +41,17 @@ _MODULES = {
     "Reason": "errors",
     "RewardClient": "sync",
     "RewardError": "errors",
-    "RewardMetadata": "messages",
+    "RewardMetadata": "wire.messages",
     "RewardSuite": "sync",
     "ScoreBatch": "batch",
     "ServerFault": "errors",
     "SuiteScores": "suite",
     "Unavailable": "errors",
-    "as_flow_grpo": "flow_grpo",
-    "as_flow_grpo_geneval": "flow_grpo",
-    "as_flow_grpo_multi": "flow_grpo",
-    "as_trl": "trl",
-    "encode_images": "images",
+    "as_flow_grpo": "callers.flow_grpo",
+    "as_flow_grpo_geneval": "callers.flow_grpo",
+    "as_flow_grpo_multi": "callers.flow_grpo",
+    "as_trl": "callers.trl",
+    "encode_images": "wire.images",
 }
 
 __all__ = [

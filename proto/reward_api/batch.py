@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from reward_api.errors import ItemFailure, ItemsFailed
-from reward_api.messages import ItemResult, Timing
+from reward_api.wire.messages import ItemResult, Timing
 
 OnError = Literal["raise", "nan"] | Callable[["ScoreBatch"], None]
 """What happens when items have no score.

@@ -24,11 +24,11 @@ from reward_api.errors import (
     Reason,
     RewardError,
 )
-from reward_api.images import EncodedImages, Encoding, Subsampling, compress, encode_images
 from reward_api.items import make_items
-from reward_api.messages import Item, RewardMetadata, ScoreRequest, ScoreResponse
 from reward_api.pool import Pool
-from reward_api.transports import Credentials, Transport, parse_url
+from reward_api.transport.base import Credentials, Transport, parse_url
+from reward_api.wire.images import EncodedImages, Encoding, Subsampling, compress, encode_images
+from reward_api.wire.messages import Item, RewardMetadata, ScoreRequest, ScoreResponse
 
 _MAX_READY_PAUSE_S = 1.0
 # A call of fewer items is not worth its overhead when spreading a batch over replicas.

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from reward_api.errors import InvalidRequest, Reason
-from reward_api.messages import Item
+from reward_api.wire.messages import Item
 
 _MAX_DEPTH = 16
 _MAX_INTEGER = 2**53

@@ -31,9 +31,10 @@ from reward_api.errors import (
     ServerFault,
     Unavailable,
 )
-from reward_api.messages import RewardMetadata, ScoreRequest, ScoreResponse
 from reward_api.resilience import Breaker, Budget, Latencies, backoff_s
-from reward_api.transports import Credentials, Target, Transport, open_transport
+from reward_api.transport.base import Credentials, Target, Transport
+from reward_api.transport.open import open_transport
+from reward_api.wire.messages import RewardMetadata, ScoreRequest, ScoreResponse
 
 _RESOLVE_EVERY_S = 30.0
 _LOOK_UP_PAUSE_S = 1.0

@@ -12,8 +12,8 @@ import numpy as np
 from reward_api.batch import ScoreBatch
 from reward_api.client import AsyncRewardClient, gather
 from reward_api.errors import ItemFailure, ItemsFailed
-from reward_api.images import EncodedImages, encode_images
-from reward_api.messages import RewardMetadata
+from reward_api.wire.images import EncodedImages, encode_images
+from reward_api.wire.messages import RewardMetadata
 
 
 @dataclass

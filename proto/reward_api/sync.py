@@ -12,10 +12,10 @@ from typing import Any, Generic, Self, TypeVar
 
 from reward_api.batch import ScoreBatch
 from reward_api.client import AsyncRewardClient
-from reward_api.images import EncodedImages, encode_images
-from reward_api.messages import RewardMetadata
 from reward_api.suite import AsyncRewardSuite, SuiteScores
-from reward_api.transports import Transport
+from reward_api.transport.base import Transport
+from reward_api.wire.images import EncodedImages, encode_images
+from reward_api.wire.messages import RewardMetadata
 
 _Result = TypeVar("_Result")
 _Scores = TypeVar("_Scores")

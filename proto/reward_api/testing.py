@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 
 from reward_api.errors import ItemFailure, Reason, RewardError, Unavailable
-from reward_api.images import decode_image, unpack
-from reward_api.messages import (
+from reward_api.wire.images import decode_image, unpack
+from reward_api.wire.messages import (
     Image,
     Item,
     ItemError,

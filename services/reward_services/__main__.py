@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ImportError as error:
         return _usage_error(f"{error}; pip install 'flow-rewards[{name}]'")
 
-    from reward_services.chassis.run import run
+    from reward_services.run import run
 
     return run(name, scorer_class, flags, os.environ, other_rewards=rewards())
 

@@ -21,12 +21,12 @@ import pytest
 import uvicorn
 from fastapi import FastAPI, Request, Response
 
-from reward_api import convert
 from reward_api.errors import Reason, RewardError, error_for
-from reward_api.framing import LENGTH_HEADER, decode_json, decode_request
-from reward_api.messages import Problem
 from reward_api.testing import FakeReward
-from reward_api.v1 import reward_pb2 as pb
+from reward_api.wire import convert
+from reward_api.wire.framing import LENGTH_HEADER, decode_json, decode_request
+from reward_api.wire.messages import Problem
+from reward_api.wire.v1 import reward_pb2 as pb
 
 CODES = {code.value[0]: code for code in grpc.StatusCode}
 BATCH = np.random.default_rng(0).integers(0, 256, (12, 16, 8, 3), np.uint8)

@@ -9,8 +9,8 @@ from PIL import Image as pillow
 
 from reward_api import cli
 from reward_api.errors import ItemFailure, Reason
-from reward_api.messages import ItemScore
 from reward_api.testing import FakeReward
+from reward_api.wire.messages import ItemScore
 
 
 def score(image, prompt, metadata):

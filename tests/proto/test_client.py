@@ -21,8 +21,8 @@ from reward_api.errors import (
     Unavailable,
     error_for,
 )
-from reward_api.messages import ItemError, ItemResult, ItemScore, Timing
 from reward_api.testing import FakeReward
+from reward_api.wire.messages import ItemError, ItemResult, ItemScore, Timing
 
 BATCH = np.random.default_rng(0).integers(0, 256, (12, 16, 8, 3), np.uint8)
 PROMPTS = [f"prompt {i}" for i in range(12)]

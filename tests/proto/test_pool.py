@@ -17,10 +17,10 @@ from reward_api.errors import (
     Unavailable,
     error_for,
 )
-from reward_api.messages import Image, Item, ScoreRequest
 from reward_api.pool import Pool
 from reward_api.testing import FakeReward
-from reward_api.transports import Credentials, parse_url
+from reward_api.transport.base import Credentials, parse_url
+from reward_api.wire.messages import Image, Item, ScoreRequest
 
 PICTURE = Image(data=bytes(12), height=2, width=2)
 

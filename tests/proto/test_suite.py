@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
+from reward_api.callers.flow_grpo import as_flow_grpo, as_flow_grpo_multi
 from reward_api.client import AsyncRewardClient
 from reward_api.errors import AuthenticationFailed, ItemFailure, ItemsFailed, Reason, error_for
-from reward_api.flow_grpo import as_flow_grpo, as_flow_grpo_multi
-from reward_api.messages import ItemScore
 from reward_api.suite import AsyncRewardSuite
 from reward_api.sync import RewardClient, RewardSuite
 from reward_api.testing import FakeReward
+from reward_api.wire.messages import ItemScore
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden/multi_score.json").read_text())
 IMAGES = np.zeros((4, 4, 4, 3), np.uint8)

@@ -10,9 +10,9 @@ import pytest
 
 from reward_api.client import AsyncRewardClient
 from reward_api.errors import InvalidRequest, ItemsFailed, Reason, error_for
-from reward_api.messages import ItemScore
 from reward_api.sync import RewardClient, RewardSuite
 from reward_api.testing import FakeReward
+from reward_api.wire.messages import ItemScore
 
 BATCH = np.random.default_rng(0).integers(0, 256, (6, 16, 8, 3), np.uint8)
 PROMPTS = [""] * 6

@@ -10,9 +10,9 @@ import sys
 from collections.abc import Sequence
 
 from reward_api.errors import ItemFailure, Reason
-from reward_api.messages import ItemScore, ScoreRange
-from reward_services.chassis.run import run
+from reward_api.wire.messages import ItemScore, ScoreRange
 from reward_services.chassis.scorer import Sample, Scorer, ScorerInfo
+from reward_services.run import run
 
 
 class Brightness(Scorer):

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from reward_api.errors import ItemFailure, Reason
-from reward_api.messages import ItemScore, ScoreRange
-from reward_services.chassis.run import run
+from reward_api.wire.messages import ItemScore, ScoreRange
 from reward_services.chassis.scorer import Sample, Scorer, ScorerInfo, ScorerSettings
+from reward_services.run import run
 
 FOUND = ScoreRange(name="found", minimum=0.0, maximum=1.0, description="share found")
 EXACT = ScoreRange(name="exact", minimum=0.0, maximum=1.0, description="whether all is found")

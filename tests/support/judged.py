@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from reward_api.errors import ItemFailure, Reason
-from reward_api.messages import ItemScore, ScoreRange
+from reward_api.wire.messages import ItemScore, ScoreRange
 from reward_services.chassis.scorer import Sample, Scorer, ScorerInfo
 
 FAILURES = {

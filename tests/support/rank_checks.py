@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from flow_trainer.world import World, open_world, pick_device
+from flow_trainer.parallel.world import World, open_world, pick_device
 
 
 def check_collectives(out: Path) -> None:

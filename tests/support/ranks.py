@@ -17,7 +17,12 @@ from typing import Any
 
 from processes import PATHS
 
-MODULES = ["flow_trainer.train", "flow_trainer.models.policy", "flow_trainer.models.sd3", "ranks"]
+MODULES = [
+    "flow_trainer.loop.train",
+    "flow_trainer.models.diffusers_policy",
+    "flow_trainer.models.families.sd3",
+    "ranks",
+]
 
 
 @dataclass(frozen=True)
@@ -108,9 +113,9 @@ def command(arguments: list[str], log: Path) -> None:
 
 def train(data: dict[str, Any], out: Path, resume: bool = False) -> None:
     """`flow-grpo train`, without the parsing; leaving on a signal is a success."""
-    from flow_trainer.config import parse_recipe
     from flow_trainer.errors import Interrupted
-    from flow_trainer.train import train
+    from flow_trainer.loop.train import train
+    from flow_trainer.recipe import parse_recipe
 
     try:
         train(parse_recipe(data), out, resume=resume)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from reward_api.errors import ItemFailure
-from reward_api.messages import ItemScore
+from reward_api.wire.messages import ItemScore
 from reward_services.chassis.scorer import Sample, Scorer
 
 

@@ -10,7 +10,7 @@ import pytest
 from clip_checkpoints import tile_image, write_clip, write_head, write_hps
 from processes import environment
 from reward_api import RewardClient
-from reward_api.messages import Item, PackedImages, ScoreRequest
+from reward_api.wire.messages import Item, PackedImages, ScoreRequest
 from reward_services.chassis.service import RewardService
 
 pytestmark = pytest.mark.system

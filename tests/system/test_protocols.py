@@ -13,7 +13,7 @@ from PIL import Image
 
 from processes import Service, Services
 from reward_api import AsyncRewardClient, AsyncRewardSuite, ItemFailure, RewardClient
-from reward_api.messages import RewardMetadata, ScoreRequest, ScoreResponse
+from reward_api.wire.messages import RewardMetadata, ScoreRequest, ScoreResponse
 from reward_services.chassis.service import RewardService
 from reward_services.jpeg.scorer import SCORER
 

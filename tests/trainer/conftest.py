@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from flow_trainer.config import Recipe, parse_recipe
-from flow_trainer.models import Policy, load_policy
+from flow_trainer.models.load import load_policy
+from flow_trainer.models.policy import Policy
+from flow_trainer.recipe import Recipe, parse_recipe
 from tiny_pipelines import build
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from flow_trainer.__main__ import main
-from flow_trainer.config import load_recipe
+from flow_trainer.recipe import load_recipe
 from processes import Service
 
 TOML = """

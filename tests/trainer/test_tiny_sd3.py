@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from flow_trainer.prompts import read_prompts
+from flow_trainer.recipe.prompts import read_prompts
 from flow_trainer.tiny_sd3.__main__ import main
 from flow_trainer.tiny_sd3.signs import HEIGHT, WIDTH, render
 from flow_trainer.tiny_sd3.words import PROMPT, splits

@@ -8,21 +8,21 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from flow_trainer.config import load_recipe
 from flow_trainer.errors import ConfigError, Interrupted
+from flow_trainer.recipe import load_recipe
 
 
 def train(arguments: argparse.Namespace) -> int:
     recipe = load_recipe(arguments.recipe, arguments.set)
-    from flow_trainer.world import is_main_process
+    from flow_trainer.parallel.world import is_main_process
 
     if arguments.dry_run:
-        from flow_trainer.estimate import dry_run
+        from flow_trainer.doctor.estimate import dry_run
 
         print("\n".join(dry_run(recipe, arguments.gpus)))
         return 0
     folder = arguments.out or Path("runs") / f"{recipe.name}-{recipe.seed}"
-    from flow_trainer.train import train as run
+    from flow_trainer.loop.train import train as run
 
     try:
         summary = run(recipe, folder, resume=arguments.resume)
@@ -37,7 +37,7 @@ def train(arguments: argparse.Namespace) -> int:
 
 def evaluate(arguments: argparse.Namespace) -> int:
     recipe = load_recipe(arguments.recipe, arguments.set)
-    from flow_trainer.standalone import evaluate_checkpoint
+    from flow_trainer.loop.standalone import evaluate_checkpoint
 
     summary = evaluate_checkpoint(
         recipe,
@@ -53,7 +53,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
 
 def doctor(arguments: argparse.Namespace) -> int:
     recipe = load_recipe(arguments.recipe, arguments.set)
-    from flow_trainer.doctor import examine
+    from flow_trainer.doctor.examine import examine
 
     healthy = True
     for check in examine(recipe, arguments.out or Path("runs"), arguments.gpus):
@@ -63,7 +63,7 @@ def doctor(arguments: argparse.Namespace) -> int:
 
 
 def report(arguments: argparse.Namespace) -> int:
-    from flow_trainer.report import write_report
+    from flow_trainer.record.report import write_report
 
     print(write_report(arguments.run))
     return 0
@@ -82,7 +82,7 @@ def demo(arguments: argparse.Namespace) -> int:
 
 
 def prompts(arguments: argparse.Namespace) -> int:
-    from flow_trainer.prompt_sets import as_lines, write_rows
+    from flow_trainer.recipe.prompt_sets import as_lines, write_rows
 
     rows = _ocr_prompts(arguments) if arguments.kind == "ocr" else _geneval_prompts(arguments)
     if arguments.out is None:
@@ -94,7 +94,7 @@ def prompts(arguments: argparse.Namespace) -> int:
 
 
 def _geneval_prompts(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    from flow_trainer.prompt_sets import geneval
+    from flow_trainer.recipe.prompt_sets import geneval
 
     if arguments.training is None:
         samples = geneval.BENCHMARK_SAMPLES if arguments.samples is None else arguments.samples
@@ -105,7 +105,7 @@ def _geneval_prompts(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def _ocr_prompts(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    from flow_trainer.prompt_sets import ocr
+    from flow_trainer.recipe.prompt_sets import ocr
 
     count = ocr.COUNTS[arguments.split] if arguments.count is None else arguments.count
     return ocr.prompts(arguments.split, count, arguments.seed)

@@ -122,7 +122,7 @@ def _train(recipe: Path, out: Path, overrides: Sequence[str], resume: bool) -> i
 
 
 def _show(out: Path) -> None:
-    from flow_trainer.report import summary_table, write_report
+    from flow_trainer.record.report import summary_table, write_report
 
     summary = json.loads((out / "summary.json").read_text())
     report = write_report(out)

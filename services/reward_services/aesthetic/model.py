@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from transformers import CLIPConfig, CLIPVisionModelWithProjection
 
-from reward_services.chassis.clip_model import load_checkpoint, unit
+from reward_services.clip.model import load_checkpoint, unit
 
 
 class ImageTower:

@@ -7,11 +7,11 @@ from typing import Literal
 
 import numpy as np
 
-from reward_api.messages import ItemScore, ScoreRange
+from reward_api.wire.messages import ItemScore, ScoreRange
 from reward_services.aesthetic.head import FILE, SHA256, check_digest, load_head
-from reward_services.chassis.clip_pixels import check_aspect, clip_crop, clip_normalise
 from reward_services.chassis.scorer import Sample, Scorer, ScorerInfo, ScorerSettings
 from reward_services.chassis.weights import WeightsError, fetch_weights
+from reward_services.clip.pixels import check_aspect, clip_crop, clip_normalise
 
 AESTHETIC = ScoreRange(
     name="aesthetic",

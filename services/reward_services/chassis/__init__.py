@@ -1,0 +1,1 @@
+"""What every reward is served by: both protocols, batching, limits, health, metrics."""

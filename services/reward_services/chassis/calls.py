@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Self
 
 from reward_api.errors import InvalidRequest, Reason, RewardError, ServerFault
-from reward_api.messages import ScoreResponse
+from reward_api.wire.messages import ScoreResponse
 from reward_services.chassis.metrics import Metrics
 
 logger = logging.getLogger(__name__)

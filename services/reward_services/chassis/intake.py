@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from reward_api.errors import InvalidRequest, ItemFailure, Reason
-from reward_api.images import ImageLimits, check_bytes, check_sides, decode_image
-from reward_api.messages import Item, PackedImages, ScoreRequest
-from reward_services.chassis.isolation import summary
+from reward_api.wire.images import ImageLimits, check_bytes, check_sides, decode_image
+from reward_api.wire.messages import Item, PackedImages, ScoreRequest
+from reward_services.chassis.batching.isolation import summary
 from reward_services.chassis.scorer import Sample, Scorer
 from reward_services.chassis.settings import ServiceSettings
 

@@ -14,7 +14,7 @@ from prometheus_client import (
 )
 
 from reward_api.errors import Reason
-from reward_api.messages import ItemResult, ScoreRange, Timing
+from reward_api.wire.messages import ItemResult, ScoreRange, Timing
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _ITEMS = (1, 2, 4, 8, 16, 32, 64, 128, 256)

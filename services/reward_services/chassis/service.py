@@ -18,7 +18,7 @@ from reward_api.errors import (
     Reason,
     Unavailable,
 )
-from reward_api.messages import (
+from reward_api.wire.messages import (
     ItemError,
     ItemResult,
     RewardMetadata,
@@ -27,12 +27,12 @@ from reward_api.messages import (
     Timing,
 )
 from reward_services import __version__
-from reward_services.chassis.admission import Admission
-from reward_services.chassis.batcher import Batcher, Ticket
+from reward_services.chassis.batching.admission import Admission
+from reward_services.chassis.batching.batcher import Batcher, Ticket
+from reward_services.chassis.batching.isolation import Outcome
+from reward_services.chassis.batching.item_queue import DEFAULT_PRIORITY
 from reward_services.chassis.calls import Call, OpenCalls
 from reward_services.chassis.intake import Intake
-from reward_services.chassis.isolation import Outcome
-from reward_services.chassis.item_queue import DEFAULT_PRIORITY
 from reward_services.chassis.metrics import Metrics
 from reward_services.chassis.scorer import Scorer, ScorerInfo
 from reward_services.chassis.settings import ServiceSettings, resolve_device

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch.nn.functional import interpolate
 
-from reward_services.chassis.clip_pixels import CLIP_MEAN, CLIP_SIDE, CLIP_STD, check_aspect
+from reward_services.clip.pixels import CLIP_MEAN, CLIP_SIDE, CLIP_STD, check_aspect
 
 
 def clipscore_pixels(image: np.ndarray) -> np.ndarray:

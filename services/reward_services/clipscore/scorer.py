@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from reward_api.messages import ItemScore, ScoreRange
+from reward_api.wire.messages import ItemScore, ScoreRange
 from reward_services.chassis.scorer import Sample, Scorer, ScorerInfo, ScorerSettings
 from reward_services.chassis.weights import fetch_weights
 
@@ -47,7 +47,7 @@ class ClipScoreScorer(Scorer):
         weights = fetch_weights(settings.weights, files=FILES)
         self._identity = weights.identity
 
-        from reward_services.chassis.clip_model import ClipPairs
+        from reward_services.clip.model import ClipPairs
 
         self._clip = ClipPairs(weights.folder, weights.folder, device, settings.dtype)
 

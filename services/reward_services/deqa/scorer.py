@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from reward_api.messages import ItemScore, ScoreRange
-from reward_services.chassis.clip_pixels import clip_normalise
+from reward_api.wire.messages import ItemScore, ScoreRange
 from reward_services.chassis.scorer import Sample, Scorer, ScorerInfo, ScorerSettings
 from reward_services.chassis.weights import Weights, WeightsError, fetch_weights
+from reward_services.clip.pixels import clip_normalise
 from reward_services.deqa import levels, prompt
 from reward_services.deqa.config import Config, read_config
 from reward_services.deqa.pixels import jpeg_copy, seen

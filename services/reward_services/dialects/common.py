@@ -15,11 +15,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import from_json
 
 from reward_api.errors import STATUS, InvalidRequest, Reason, RewardError, error_for
-from reward_api.framing import describe_invalid
 from reward_api.items import make_items
-from reward_api.messages import Image, ItemError, ItemScore, ScoreRequest, ScoreResponse
+from reward_api.wire.framing import describe_invalid
+from reward_api.wire.messages import Image, ItemError, ItemScore, ScoreRequest, ScoreResponse
 from reward_services.chassis.calls import Call
-from reward_services.chassis.problems import REQUEST_ID_HEADER
+from reward_services.chassis.http.problems import REQUEST_ID_HEADER
 from reward_services.chassis.service import RewardService, State
 
 ErrorAnswer = Callable[[RewardError, Call | None], Response]

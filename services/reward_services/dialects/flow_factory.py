@@ -10,9 +10,9 @@ from fastapi.responses import JSONResponse
 from pydantic import AliasChoices, Field
 
 from reward_api.errors import InvalidRequest, Reason, RewardError
-from reward_api.messages import ScoreRequest
+from reward_api.wire.messages import ScoreRequest
 from reward_services.chassis.calls import Call
-from reward_services.chassis.http_call import http_call
+from reward_services.chassis.http.call import http_call
 from reward_services.dialects.common import (
     Body,
     dialect_router,

@@ -11,8 +11,8 @@ from fastapi.responses import JSONResponse
 from pydantic_core import from_json
 
 from reward_api.errors import InvalidRequest, Reason
-from reward_api.messages import ItemScore, ScoreRequest
-from reward_services.chassis.http_call import http_call
+from reward_api.wire.messages import ItemScore, ScoreRequest
+from reward_services.chassis.http.call import http_call
 from reward_services.dialects.common import (
     Body,
     dialect_router,

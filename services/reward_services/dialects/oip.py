@@ -20,7 +20,7 @@ from pydantic_core import from_json
 
 from reward_api.errors import InvalidRequest, Reason
 from reward_api.items import make_items
-from reward_api.messages import Image, PackedImages, ScoreRequest, ScoreResponse
+from reward_api.wire.messages import Image, PackedImages, ScoreRequest, ScoreResponse
 from reward_services import __version__
 from reward_services.chassis.service import RewardService
 from reward_services.dialects.common import scores_of, sub_score_lists

@@ -9,10 +9,10 @@ from typing import Any
 import grpc
 
 from reward_api.errors import InvalidRequest, Reason, RewardError
-from reward_api.messages import ScoreRequest
-from reward_api.v1 import open_inference_pb2 as pb
+from reward_api.wire.messages import ScoreRequest
+from reward_api.wire.v1 import open_inference_pb2 as pb
 from reward_services import __version__
-from reward_services.chassis.grpc_call import abort, given_request_id
+from reward_services.chassis.grpc.call import abort, given_request_id
 from reward_services.chassis.service import RewardService, State
 from reward_services.dialects import oip
 

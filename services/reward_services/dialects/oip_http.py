@@ -13,11 +13,11 @@ from pydantic import Field
 from pydantic_core import to_json
 
 from reward_api.errors import InvalidRequest, Reason
-from reward_api.framing import CONTENT_TYPE, LENGTH_HEADER
-from reward_api.messages import ScoreRequest
+from reward_api.wire.framing import CONTENT_TYPE, LENGTH_HEADER
+from reward_api.wire.messages import ScoreRequest
 from reward_services import __version__
-from reward_services.chassis.http_body import integer_header
-from reward_services.chassis.http_call import http_call
+from reward_services.chassis.http.body import integer_header
+from reward_services.chassis.http.call import http_call
 from reward_services.chassis.service import RewardService, State
 from reward_services.dialects import oip
 from reward_services.dialects.common import Body, dialect_router, image_of, json_error, read_json

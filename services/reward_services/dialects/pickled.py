@@ -15,11 +15,11 @@ from typing import Any
 
 from fastapi import Request, Response
 
+from reward_api.callers.geneval import SUB_SCORES, published_answer
 from reward_api.errors import InvalidRequest, Reason, RewardError
-from reward_api.geneval import SUB_SCORES, published_answer
-from reward_api.messages import Image, ItemScore, ScoreRequest
+from reward_api.wire.messages import Image, ItemScore, ScoreRequest
 from reward_services.chassis.calls import Call
-from reward_services.chassis.http_call import http_call
+from reward_services.chassis.http.call import http_call
 from reward_services.dialects.common import (
     dialect_router,
     error_headers,

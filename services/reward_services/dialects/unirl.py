@@ -9,8 +9,8 @@ from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 
 from reward_api.errors import InvalidRequest, Reason
-from reward_api.messages import ItemResult, ScoreRequest
-from reward_services.chassis.http_call import HttpCall, http_call
+from reward_api.wire.messages import ItemResult, ScoreRequest
+from reward_services.chassis.http.call import HttpCall, http_call
 from reward_services.chassis.service import RewardService
 from reward_services.dialects.common import (
     Body,

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from open_clip import CLIP, SimpleTokenizer, load_checkpoint
 
-from reward_services.chassis.clip_pixels import clip_crop, clip_normalise
 from reward_services.chassis.weights import WeightsError
+from reward_services.clip.pixels import clip_crop, clip_normalise
 from reward_services.geneval.colors import COLORS, color_texts
 
 _CHUNK = 64  # crops in one forward pass: 39 MB of input, whatever the size of the batch

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from pydantic import Field
 
-from reward_api.messages import ItemScore, ScoreRange
-from reward_services.chassis.clip_pixels import check_aspect
+from reward_api.wire.messages import ItemScore, ScoreRange
 from reward_services.chassis.scorer import Sample, Scorer, ScorerInfo, ScorerSettings
 from reward_services.chassis.weights import Weights, WeightsError, fetch_weights
+from reward_services.clip.pixels import check_aspect
 from reward_services.geneval.classes import CLASSES
 from reward_services.geneval.colors import object_crop
 from reward_services.geneval.detections import Detections, Detector

@@ -12,8 +12,8 @@ import torch
 from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor
 
-from reward_services.chassis.clip_model import pair_cosines
 from reward_services.chassis.weights import WeightsError
+from reward_services.clip.model import pair_cosines
 
 ARCHITECTURE = "ViT-H-14"
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch.nn.functional import interpolate, pad
 
-from reward_services.chassis.clip_pixels import CLIP_MEAN, CLIP_SIDE, CLIP_STD
+from reward_services.clip.pixels import CLIP_MEAN, CLIP_SIDE, CLIP_STD
 
 
 def hpsv2_pixels(image: np.ndarray) -> np.ndarray:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from reward_api.messages import ItemScore, ScoreRange
-from reward_services.chassis.clip_pixels import check_aspect, clip_crop, clip_normalise
+from reward_api.wire.messages import ItemScore, ScoreRange
 from reward_services.chassis.scorer import Sample, Scorer, ScorerInfo, ScorerSettings
 from reward_services.chassis.weights import WeightsError, fetch_weights
+from reward_services.clip.pixels import check_aspect, clip_crop, clip_normalise
 
 if TYPE_CHECKING:
     from tokenizers import Encoding

@@ -10,7 +10,7 @@ import PIL
 import PIL.features
 from PIL import Image
 
-from reward_api.messages import ItemScore, ScoreRange
+from reward_api.wire.messages import ItemScore, ScoreRange
 from reward_services.chassis.scorer import Sample, Scorer, ScorerInfo, ScorerSettings
 
 QUALITY = 95

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from reward_api.messages import ItemScore, ScoreRange
+from reward_api.wire.messages import ItemScore, ScoreRange
 from reward_services.chassis.scorer import Sample, Scorer, ScorerInfo, ScorerSettings
 from reward_services.ocr.engine import Engine, Line
 from reward_services.ocr.match import sub_scores, target_text

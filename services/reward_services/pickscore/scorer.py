@@ -8,10 +8,10 @@ from typing import Literal
 
 import numpy as np
 
-from reward_api.messages import ItemScore, ScoreRange
-from reward_services.chassis.clip_pixels import check_aspect, clip_crop, clip_normalise
+from reward_api.wire.messages import ItemScore, ScoreRange
 from reward_services.chassis.scorer import Sample, Scorer, ScorerInfo, ScorerSettings
 from reward_services.chassis.weights import fetch_weights
+from reward_services.clip.pixels import check_aspect, clip_crop, clip_normalise
 
 TOKENIZER = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K@1c2b8495b28150b8a4922ee1c8edee224c284c0c"
 MODEL_FILES = ("config.json", "model.safetensors")
@@ -51,7 +51,7 @@ class PickScoreScorer(Scorer):
         tokenizer = fetch_weights(tokenizer_source(settings), files=TOKENIZER_FILES)
         self._identity = f"{weights.identity} {tokenizer.identity}"
 
-        from reward_services.chassis.clip_model import ClipPairs
+        from reward_services.clip.model import ClipPairs
 
         self._clip = ClipPairs(weights.folder, tokenizer.folder, device, settings.dtype)
 

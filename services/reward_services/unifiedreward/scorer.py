@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from reward_api.errors import ItemFailure, Reason
-from reward_api.messages import ItemScore, ScoreRange
+from reward_api.wire.messages import ItemScore, ScoreRange
 from reward_services.chassis.scorer import Sample, Scorer, ScorerInfo
 from reward_services.unifiedreward.answers import HIGHEST, LOWEST, Mark, without_last_word
 from reward_services.unifiedreward.engine import Answer, Engine

@@ -13,8 +13,8 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 from clip_checkpoints import golden, head_state, tile_image, tile_images, write_clip, write_head
 from reward_services.aesthetic.head import FILE, SHA256, fold, load_head
 from reward_services.aesthetic.scorer import SCORER, AestheticSettings
-from reward_services.chassis.clip_model import projected
 from reward_services.chassis.weights import WeightsError
+from reward_services.clip.model import projected
 from scoring import score, values
 
 GOLDEN = golden("aesthetic_head")

@@ -14,12 +14,13 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from fake_scorer import FakeScorer, FakeSettings
 
-from reward_api.messages import Image, Item, PackedImages, ScoreRequest
+from reward_api.wire.messages import Image, Item, PackedImages, ScoreRequest
 from reward_services.chassis.auth import TokenCheck
-from reward_services.chassis.grpc_app import GrpcFront
-from reward_services.chassis.http_server import HttpFront
+from reward_services.chassis.grpc.app import GrpcFront
+from reward_services.chassis.http.server import HttpFront
 from reward_services.chassis.service import RewardService
 from reward_services.chassis.settings import ServiceSettings
+from reward_services.dialects import GRPC_HANDLERS, HTTP_ROUTERS
 
 PIXELS = np.random.default_rng(7).integers(0, 256, (64, 8, 6, 3), np.uint8)
 
@@ -102,7 +103,10 @@ async def serve(start):
     async def _serve(own=None, *, token=None, **settings):
         service, scorer = await start(own, http_port=0, grpc_port=0, **settings)
         check = TokenCheck(token) if token else None
-        http_front, grpc_front = HttpFront(service, check), GrpcFront(service, check)
+        http_front, grpc_front = (
+            HttpFront(service, check, HTTP_ROUTERS),
+            GrpcFront(service, check, GRPC_HANDLERS),
+        )
         url = f"http://127.0.0.1:{await http_front.start()}"
         target = f"127.0.0.1:{await grpc_front.start()}"
         channel = grpc.aio.insecure_channel(target)

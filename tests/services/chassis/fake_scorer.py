@@ -13,9 +13,9 @@ import numpy as np
 from pydantic import Field
 
 from reward_api.errors import ItemFailure, Reason
-from reward_api.messages import ItemScore, ScoreRange
-from reward_services.chassis.run import run
+from reward_api.wire.messages import ItemScore, ScoreRange
 from reward_services.chassis.scorer import Sample, Scorer, ScorerInfo, ScorerSettings
+from reward_services.run import run
 
 
 class FakeSettings(ScorerSettings):

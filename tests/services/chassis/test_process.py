@@ -13,7 +13,7 @@ import httpx
 import pytest
 from conftest import raw_request
 
-from reward_api.framing import encode_request
+from reward_api.wire.framing import encode_request
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]

@@ -12,10 +12,10 @@ import pytest
 from conftest import packed_request, raw_request
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from reward_api.convert import request_to_proto
-from reward_api.framing import encode_request
-from reward_api.messages import Image, Item, ScoreRequest
-from reward_api.v1 import reward_pb2, reward_pb2_grpc
+from reward_api.wire.convert import request_to_proto
+from reward_api.wire.framing import encode_request
+from reward_api.wire.messages import Image, Item, ScoreRequest
+from reward_api.wire.v1 import reward_pb2, reward_pb2_grpc
 
 TOKEN = "s3cret-token"
 

@@ -14,7 +14,7 @@ from reward_api.errors import (
     Reason,
     Unavailable,
 )
-from reward_api.messages import Image, Item, PackedImages, ScoreRequest
+from reward_api.wire.messages import Image, Item, PackedImages, ScoreRequest
 from reward_services.chassis.scorer import Sample
 from reward_services.chassis.service import RewardService, State
 from reward_services.chassis.settings import ServiceSettings

@@ -157,7 +157,7 @@ def test_the_command_lists_rewards_and_names_the_nearest(capsys):
 
 def test_reading_settings_loads_neither_servers_nor_models():
     code = (
-        "import sys; from reward_services.chassis.run import run;"
+        "import sys; from reward_services.run import run;"
         "from reward_services.chassis.scorer import Scorer;"
         "status = run('fake', Scorer, ['--http-port', 'x'], {}); assert status == 2;"
         "heavy = {'torch', 'fastapi', 'grpc', 'uvicorn', 'PIL'} & set(sys.modules);"

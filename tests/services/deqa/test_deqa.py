@@ -13,9 +13,9 @@ import pytest
 from deqa_checkpoint import rule_image, write_deqa
 from processes import Services, environment
 from reward_api import RewardClient
-from reward_services.chassis.clip_pixels import clip_normalise
 from reward_services.chassis.scorer import Sample
 from reward_services.chassis.weights import WeightsError
+from reward_services.clip.pixels import clip_normalise
 from reward_services.deqa import pixels
 from reward_services.deqa.levels import level, probabilities
 from reward_services.deqa.scorer import SCORER, DeqaSettings

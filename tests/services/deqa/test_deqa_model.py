@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from deqa_checkpoint import GOLDEN, llama_shapes, rule_image, rule_tensors, write_deqa
-from reward_services.chassis.clip_pixels import clip_normalise
 from reward_services.chassis.weights import WeightsError
+from reward_services.clip.pixels import clip_normalise
 from reward_services.deqa import checkpoint, prompt
 from reward_services.deqa.abstractor import position_tables
 from reward_services.deqa.config import Config, read_config

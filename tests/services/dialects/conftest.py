@@ -15,11 +15,12 @@ from PIL import Image as pillow
 
 from judged import Judged
 from reward_services.chassis.auth import TokenCheck
-from reward_services.chassis.grpc_app import GrpcFront
-from reward_services.chassis.http_server import HttpFront
+from reward_services.chassis.grpc.app import GrpcFront
+from reward_services.chassis.http.server import HttpFront
 from reward_services.chassis.scorer import Scorer
 from reward_services.chassis.service import RewardService
 from reward_services.chassis.settings import ServiceSettings
+from reward_services.dialects import GRPC_HANDLERS, HTTP_ROUTERS
 
 
 @dataclass
@@ -59,7 +60,10 @@ async def serve():
         if isinstance(scorer, Judged):
             scorer.metadata.clear()
         check = TokenCheck(token) if token else None
-        http_front, grpc_front = HttpFront(service, check), GrpcFront(service, check)
+        http_front, grpc_front = (
+            HttpFront(service, check, HTTP_ROUTERS),
+            GrpcFront(service, check, GRPC_HANDLERS),
+        )
         url = f"http://127.0.0.1:{await http_front.start()}"
         target = f"127.0.0.1:{await grpc_front.start()}"
         http = httpx.AsyncClient(base_url=url, timeout=20, trust_env=False)

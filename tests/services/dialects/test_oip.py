@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reward_api.errors import InvalidRequest
-from reward_api.v1 import open_inference_pb2 as pb
+from reward_api.wire.v1 import open_inference_pb2 as pb
 from reward_services import __version__
 from reward_services.chassis.service import State
 from reward_services.dialects.oip import split_elements

@@ -13,10 +13,10 @@ from urllib3.util import Retry
 
 from judged import Judged
 from reward_api.errors import Reason
-from reward_api.messages import ItemScore
-from reward_services.chassis.run import EXIT_USAGE, run
+from reward_api.wire.messages import ItemScore
 from reward_services.chassis.service import State
 from reward_services.chassis.settings import ServiceSettings
+from reward_services.run import EXIT_USAGE, run
 
 
 def _rule_images():

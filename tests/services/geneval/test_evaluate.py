@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from reward_api.callers.geneval import published_answer
 from reward_api.errors import ItemFailure, Reason
-from reward_api.geneval import published_answer
 from reward_services.geneval.boxes import kept_boxes, min_score
 from reward_services.geneval.evaluate import Scene, boxes_to_color, evaluate
 from reward_services.geneval.prompt_metadata import Clause, PromptMetadata, parse_metadata

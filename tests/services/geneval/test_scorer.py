@@ -8,7 +8,7 @@ import pytest
 
 from processes import environment
 from reward_api.errors import ItemFailure, Reason
-from reward_services.chassis.isolation import score_isolated
+from reward_services.chassis.batching.isolation import score_isolated
 from reward_services.chassis.scorer import Sample
 from reward_services.chassis.weights import WeightsError
 from reward_services.geneval.scorer import GenevalScorer, GenevalSettings

@@ -19,9 +19,9 @@ from imagereward_checkpoint import (
 from processes import Services, environment
 from reward_api import RewardClient
 from reward_api.errors import ItemFailure, Reason
-from reward_services.chassis.clip_pixels import clip_crop, clip_normalise
 from reward_services.chassis.scorer import Sample
 from reward_services.chassis.weights import WeightsError
+from reward_services.clip.pixels import clip_crop, clip_normalise
 from reward_services.imagereward import model
 from reward_services.imagereward.checkpoint import renamed, text_config, vision_config
 from reward_services.imagereward.scorer import MEAN, SCORER, STD, ImageRewardSettings

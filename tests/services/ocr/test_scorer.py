@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from reward_api.errors import ItemFailure, Reason
-from reward_api.messages import ItemScore
-from reward_services.chassis.isolation import score_isolated
+from reward_api.wire.messages import ItemScore
+from reward_services.chassis.batching.isolation import score_isolated
 from reward_services.chassis.scorer import Sample
 from reward_services.ocr import scorer as ocr
 

@@ -8,8 +8,8 @@ import torch
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizerFast  # pyright: ignore
 
 from clip_checkpoints import golden, tile_image, tile_images, write_clip, write_tokenizer
-from reward_services.chassis.clip_model import ClipPairs, pair_cosines
 from reward_services.chassis.weights import WeightsError
+from reward_services.clip.model import ClipPairs, pair_cosines
 from reward_services.pickscore.scorer import SCORER, TOKENIZER, PickScoreSettings, tokenizer_source
 from scoring import score, values
 

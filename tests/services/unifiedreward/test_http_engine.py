@@ -14,13 +14,14 @@ from pydantic import SecretStr
 
 from openai_engine import Reply, scripted_engine
 from reward_api.errors import ItemFailure, Reason
-from reward_api.messages import Image as WireImage
-from reward_api.messages import Item, ItemScore, ScoreRequest
+from reward_api.wire.messages import Image as WireImage
+from reward_api.wire.messages import Item, ItemScore, ScoreRequest
 from reward_services.chassis.scorer import Sample
 from reward_services.chassis.service import RewardService
 from reward_services.unifiedreward import engine_http
 from reward_services.unifiedreward.engine_http import EngineError
-from reward_services.unifiedreward.scorer import SCORER, UnifiedRewardSettings
+from reward_services.unifiedreward.scorer import SCORER
+from reward_services.unifiedreward.settings import UnifiedRewardSettings
 
 GREY: np.ndarray = np.full((8, 8, 3), 90, np.uint8)
 GOOD = Reply("Final Score: 4.5")

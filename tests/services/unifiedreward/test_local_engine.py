@@ -10,10 +10,11 @@ import torch
 import tiny_judges
 from processes import environment
 from reward_api.errors import ItemFailure, Reason
-from reward_api.messages import ItemScore
+from reward_api.wire.messages import ItemScore
 from reward_services.chassis.scorer import Sample
 from reward_services.unifiedreward.engine_local import LocalEngine
-from reward_services.unifiedreward.scorer import SCORER, UnifiedRewardSettings
+from reward_services.unifiedreward.scorer import SCORER
+from reward_services.unifiedreward.settings import UnifiedRewardSettings
 
 BUILDERS = [tiny_judges.qwen2_5_vl, tiny_judges.qwen3_vl, tiny_judges.llava_onevision]
 PIXELS = np.random.default_rng(3).integers(0, 256, (4, 60, 90, 3), np.uint8)

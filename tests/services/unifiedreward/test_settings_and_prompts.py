@@ -7,7 +7,8 @@ from pydantic import ValidationError
 
 from reward_services.unifiedreward.families import FAMILIES
 from reward_services.unifiedreward.prompts import PromptError, PromptTemplate, load_prompt
-from reward_services.unifiedreward.scorer import UnifiedRewardSettings, _revision
+from reward_services.unifiedreward.scorer import _revision
+from reward_services.unifiedreward.settings import UnifiedRewardSettings
 
 URL = "http://127.0.0.1:1/v1"
 TEXT = "Judge [{prompt}]"

@@ -94,7 +94,7 @@ def inspect(path: str, family: str, rank: int) -> Architecture | None:
     import torch
     from peft import LoraConfig
 
-    from flow_trainer.models import FAMILIES
+    from flow_trainer.models.families import FAMILIES
 
     found = _config(path)
     if found is None:

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from flow_trainer.config import Model
-from flow_trainer.models import Conditioning
+from flow_trainer.models.conditioning import Conditioning
+from flow_trainer.recipe import Model
 
 
 def forward_flops(

@@ -1,206 +1,70 @@
-"""What every family shares: loading a diffusers pipeline, encoded prompts, precision, tuning."""
+"""The seam between the algorithm and a model: the algorithm knows nothing of a family beyond `Policy`."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
-import diffusers
 import torch
-import transformers
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
 
-from flow_trainer.config import Model
-from flow_trainer.errors import ConfigError, NonFiniteError
-from flow_trainer.models import Conditioning
-from flow_trainer.models.flops import FlopsByText, forward_flops
-from flow_trainer.models.prompt_cache import PromptCache
-from flow_trainer.models.tuning import Tuning, as_float32
-from flow_trainer.throughput import Work
+from flow_trainer.models.conditioning import Conditioning
 
 
 @dataclass(frozen=True, slots=True)
-class Family:
-    """What differs between families. `pipeline` below is an instance of `pipeline_class`."""
+class Work:
+    """What a transformer has computed."""
 
-    pipeline_class: Any
-    text_encoders: tuple[str, ...]
-    """Components that are freed once all prompts are encoded."""
-    lora_targets: list[str]
-    latent_channels: Callable[[Any], int]
-    """Of the transformer's config."""
-    classifier_free: bool
-    """model.guidance > 1 needs a second forward with the empty prompt."""
-    load_options: Callable[[Model], dict[str, Any]]
-    sigmas: Callable[[Any, int, int], Tensor]
-    """(scheduler config, num_steps, image tokens) to the schedule."""
-    encode: Callable[[Any, Model, list[str], torch.device], Conditioning]
-    """(pipeline, config, prompts, device) to their conditioning."""
-    velocity: Callable[[Any, Model, Tensor, Tensor, Conditioning, Conditioning | None], Tensor]
-    """(transformer, config, x, sigma, conditioning, that of the empty prompt) to v, float32."""
-    unscale: Callable[[Any, Tensor], Tensor]
-    """(VAE, x_0 float32) to what the VAE decodes."""
+    tokens: int
+    """Image tokens through it; classifier-free guidance takes every image through it twice."""
+    flops: float
+    """Of the model, backward included: what activation checkpointing repeats does not count, nor do
+    the adapter's own products, about a hundredth."""
 
 
-class DiffusersPolicy:
-    """See `flow_trainer.models.Policy`."""
+class Policy(Protocol):
+    """A flow-matching model x_sigma = (1 - sigma) x_0 + sigma eps that predicts v = eps - x_0."""
 
-    def __init__(
-        self,
-        family: Family,
-        config: Model,
-        device: torch.device,
-        *,
-        with_reference: bool,
-        mesh: DeviceMesh | None = None,
-        pipeline: Any = None,
-    ) -> None:
-        """`pipeline`: an instance of the family's, instead of the one at config.path."""
-        self.device = device
-        self._family = family
-        self._config = config
-        self._dtype = _dtype(config, device)
-        if pipeline is None:
-            pipeline = _load_pipeline(family, config, self._dtype)
-        self._pipeline: Any = pipeline
-        transformer, pipeline.transformer = pipeline.transformer, None
-        if not config.offload:
-            pipeline.to(device)
-        if mesh is None:  # else it goes to the devices in parts, and need not fit on one
-            transformer.to(device)
-        pipeline.transformer = transformer
-        # The VAE is float32: half precision visibly changes what the reward sees.
-        self._vae: Any = as_float32(self._pipeline.vae).requires_grad_(False).eval()
-        factor = self._pipeline.vae_scale_factor
-        if config.height % (2 * factor) or config.width % (2 * factor):
-            raise ConfigError(
-                f"model.height x model.width = {config.height}x{config.width} must be multiples of "
-                f"{2 * factor} for this checkpoint (VAE factor {factor}, patch size 2)"
-            )
-        channels = family.latent_channels(transformer.config)
-        self.latent_shape = (channels, config.height // factor, config.width // factor)
-        count = partial(forward_flops, type(transformer), transformer.config, family.velocity)
-        self._flops = FlopsByText(partial(count, config, self.latent_shape))
-        self._rows: Counter[tuple[int, bool]] = Counter()
-        self._tuning = Tuning(
-            transformer, config, family.lora_targets, with_reference=with_reference, mesh=mesh
-        )
-        self._prompts = PromptCache(self._encode, config.prompt_cache_gb)
+    device: torch.device
+    latent_shape: tuple[int, int, int]
 
     def sigmas(self, num_steps: int) -> Tensor:
-        _, height, width = self.latent_shape
-        return self._family.sigmas(
-            self._pipeline.scheduler.config, num_steps, (height // 2) * (width // 2)
-        )
+        """(num_steps + 1,) float32 on the CPU, from 1 down to 0."""
+        ...
 
     def prepare_prompts(self, prompts: list[str]) -> bool:
-        if not self._prompts.fill([*prompts, ""] if self._has_null else prompts):
-            return False
-        for name in self._family.text_encoders:
-            setattr(self._pipeline, name, None)
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-        return True
+        """Encodes prompts into host memory and frees the text encoders; False, and the encoders stay,
+        when model.prompt_cache_gb is too small for them."""
+        ...
 
     def encode(self, prompts: list[str]) -> Conditioning:
-        return self._prompts.get(prompts).to(self.device)
-
-    @torch.no_grad()
-    def _encode(self, prompts: list[str]) -> Conditioning:
-        if getattr(self._pipeline, self._family.text_encoders[0]) is None:
-            raise RuntimeError(f"text encoders are released and {prompts[0]!r} is not cached")
-        encoders = [getattr(self._pipeline, name) for name in self._family.text_encoders]
-        with self._on_device(*encoders):
-            return self._family.encode(self._pipeline, self._config, prompts, self.device)
-
-    @contextmanager
-    def _on_device(self, *modules: nn.Module | None) -> Iterator[None]:
-        """Inside, offloaded modules visit the policy's device."""
-        visitors = [m for m in modules if m is not None] if self._config.offload else []
-        for module in visitors:
-            module.to(self.device)
-        try:
-            yield
-        finally:
-            for module in visitors:
-                module.to("cpu")
-
-    @property
-    def _has_null(self) -> bool:
-        return self._family.classifier_free and self._config.guidance > 1
+        """Conditioning on `device`, from the cache where possible."""
+        ...
 
     def velocity(self, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
-        null = None
-        if self._has_null:
-            null = self.encode([""]).to(self._dtype).repeat(len(x))
-        rows = len(x) if null is None else 2 * len(x)
-        self._rows[conditioning.tokens.shape[1], torch.is_grad_enabled()] += rows
-        with torch.autocast(self.device.type, self._dtype, enabled=self._dtype != torch.float32):
-            return self._family.velocity(
-                self._tuning.transformer,
-                self._config,
-                x.to(self._dtype),
-                sigma.to(self.device),
-                conditioning.to(self._dtype),
-                null,
-            )
+        """v (B, C, h, w) float32 at noise levels sigma (B,), guidance applied."""
+        ...
+
+    def decode(self, x_0: Tensor) -> Tensor:
+        """Images (B, H, W, 3) uint8 on the CPU."""
+        ...
 
     def take_work(self) -> Work:
-        _, height, width = self.latent_shape
-        backward = 1 if self._config.tuning == "lora" else 2
-        flops = 0.0
-        for (text_tokens, trained), rows in self._rows.items():
-            flops += self._flops(text_tokens) * rows * (1 + backward * trained)
-        tokens = sum(self._rows.values()) * (height // 2) * (width // 2)
-        self._rows.clear()
-        return Work(tokens, flops)
-
-    @torch.no_grad()
-    def decode(self, x_0: Tensor) -> Tensor:
-        z = self._family.unscale(self._vae, x_0.float())
-        with self._on_device(self._vae):
-            pixels = self._vae.decode(z, return_dict=False)[0]
-        if pixels.ndim == 5:
-            pixels = pixels[:, :, 0]  # a video VAE: one frame
-        if not pixels.isfinite().all():
-            raise NonFiniteError(
-                "decoded pixels are not finite although the latents are: the VAE's weights are broken"
-            )
-        pixels = (pixels * 127.5 + 127.5).round().clamp(0, 255)
-        return pixels.to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu()
+        """What `velocity` has cost since the last call, with the backward of every call that records
+        gradients."""
+        ...
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        return self._tuning.trainable
+        """The float32 parameters that the optimizer sees, in a fixed order."""
+        ...
 
     def reference(self) -> AbstractContextManager[None]:
-        return self._tuning.reference()
+        """Inside, `velocity` is the frozen model: without adapter, or before full fine-tuning."""
+        ...
 
     def save(self, folder: Path | None) -> None:
-        self._tuning.save(folder, self._family.pipeline_class)
-
-
-def _load_pipeline(family: Family, config: Model, dtype: torch.dtype) -> Any:
-    # our own progress is enough
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()
-    name = family.pipeline_class.__name__
-    try:
-        return family.pipeline_class.from_pretrained(
-            config.path, revision=config.revision, dtype=dtype, **family.load_options(config)
-        )
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"model.path = {config.path!r} does not load as a {name}: {error}\n"
-            "A folder must hold model_index.json; a hub id may need `hf auth login` and its "
-            "licence accepted; an SD3 checkpoint without T5 needs model.max_sequence_length = 0."
-        ) from error
-
-
-def _dtype(config: Model, device: torch.device) -> torch.dtype:
-    return torch.float32 if device.type == "cpu" else getattr(torch, config.dtype)
+        """Writes what diffusers loads: an adapter (`load_lora_weights`) or a transformer. Sharded
+        parameters are gathered for it, so all ranks call; those that do not write pass None."""
+        ...

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from flow_trainer.errors import NonFiniteError
-from flow_trainer.models import Conditioning, join
+from flow_trainer.models.conditioning import Conditioning, join
 
 ENCODE_BATCH = 32
 CPU = torch.device("cpu")

@@ -15,10 +15,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
-from flow_trainer.config import Model
 from flow_trainer.errors import ConfigError
 from flow_trainer.models.kernels import compile_blocks, use_attention
-from flow_trainer.sharding import shard, whole_state
+from flow_trainer.parallel.sharding import shard, whole_state
+from flow_trainer.recipe import Model
 
 PEFT_FILES = ("adapter_config.json", "adapter_model.safetensors")
 OWN_FILE = "pytorch_lora_weights.safetensors"

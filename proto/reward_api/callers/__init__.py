@@ -1,0 +1,1 @@
+"""Reward functions in the form of other trainers, one file a trainer."""

@@ -1,0 +1,1 @@
+"""One call to one replica: over HTTP, over gRPC, by URL."""

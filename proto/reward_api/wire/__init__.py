@@ -1,0 +1,1 @@
+"""What travels: messages, and their bytes over HTTP and gRPC. No network here."""

@@ -1,0 +1,1 @@
+"""From many calls to one batch on the device, and back."""

@@ -1,0 +1,154 @@
+"""The gRPC front: reward.v1.RewardService, grpc.health.v1 and, when asked for, reflection."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from reward_api.errors import InvalidRequest, Reason, RewardError
+from reward_api.wire.convert import (
+    metadata_to_proto,
+    request_from_proto,
+    response_to_proto,
+    split_request,
+)
+from reward_api.wire.messages import ScoreRequest
+from reward_api.wire.v1 import reward_pb2
+from reward_services.chassis.auth import TokenCheck
+from reward_services.chassis.grpc.auth import GrpcAuth, grpc_tls
+from reward_services.chassis.grpc.call import abort, given_request_id
+from reward_services.chassis.service import RewardService
+
+SERVICE_NAME = "reward.v1.RewardService"
+
+_INLINE_PARSE_BYTES = 256 * 1024
+_FRAMING_BYTES = 64 * 1024
+
+
+class RewardServicer:
+    """Takes messages as bytes: gRPC would parse them on the event loop, however large."""
+
+    def __init__(self, service: RewardService) -> None:
+        self._service = service
+
+    async def score(self, data: bytes, context: grpc.aio.ServicerContext) -> bytes:
+        service = self._service
+        service.metrics.received_bytes.inc(len(data))
+        try:
+            with service.call("grpc") as call, service.admission.hold_bytes(len(data)):
+                call.name(given_request_id(context))
+                timeout_s = service.timeout_s(context.time_remaining())
+                request = await self._parse(data)
+                del data
+                response = await service.score(
+                    request, timeout_s=timeout_s - call.elapsed_s, call=call
+                )
+                return response_to_proto(response).SerializeToString()
+        except RewardError as error:
+            await abort(context, error)
+
+    async def get_metadata(self, _: bytes, context: grpc.aio.ServicerContext) -> bytes:
+        try:
+            return metadata_to_proto(self._service.metadata()).SerializeToString()
+        except RewardError as error:
+            await abort(context, error)
+
+    async def _parse(self, data: bytes) -> ScoreRequest:
+        rest, packed = split_request(data)
+        if len(rest) <= _INLINE_PARSE_BYTES:
+            request = _parse(rest)
+        else:
+            loop = asyncio.get_running_loop()
+            request = await loop.run_in_executor(self._service.pool, _parse, rest)
+        return request if packed is None else request.model_copy(update={"packed_images": packed})
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        return grpc.method_handlers_generic_handler(
+            SERVICE_NAME,
+            {
+                "Score": grpc.unary_unary_rpc_method_handler(self.score),
+                "GetMetadata": grpc.unary_unary_rpc_method_handler(self.get_metadata),
+            },
+        )
+
+
+def _parse(data: bytes) -> ScoreRequest:
+    try:
+        message = reward_pb2.ScoreRequest.FromString(data)
+    except Exception as error:  # DecodeError; its module differs between protobuf versions
+        raise InvalidRequest(
+            Reason.INVALID_REQUEST, f"not a reward.v1.ScoreRequest: {error}"
+        ) from None
+    return request_from_proto(message)
+
+
+Dialects = Mapping[str, Callable[[RewardService], grpc.GenericRpcHandler]]
+
+
+class GrpcFront:
+    """The gRPC server of one service."""
+
+    def __init__(
+        self, service: RewardService, check: TokenCheck | None, dialects: Dialects
+    ) -> None:
+        settings = service.settings
+        self._settings = settings
+        self._health = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]
+        self._server = grpc.aio.server(
+            interceptors=[GrpcAuth(check)] if check else [],
+            options=[
+                ("grpc.max_receive_message_length", settings.max_request_bytes + _FRAMING_BYTES),
+                ("grpc.max_send_message_length", -1),
+                # Trainers ping during long calls; the default answers that with GOAWAY.
+                ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+                ("grpc.http2.max_ping_strikes", 0),
+                ("grpc.keepalive_permit_without_calls", 1),
+                ("grpc.so_reuseport", 0),
+            ],
+        )
+        self._server.add_generic_rpc_handlers((RewardServicer(service).handler(),))
+        for name in settings.enabled_dialects:
+            if name in dialects:
+                self._server.add_generic_rpc_handlers((dialects[name](service),))
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        if settings.reflection:
+            _add_reflection(self._server)
+
+    async def start(self) -> int:
+        """Binds and serves; returns the port. Health says NOT_SERVING until told otherwise."""
+        await self.set_serving(False)
+        address = f"{_bracketed(self._settings.host)}:{self._settings.grpc_port}"
+        credentials = grpc_tls(self._settings)
+        if credentials is None:
+            port = self._server.add_insecure_port(address)
+        else:
+            port = self._server.add_secure_port(address, credentials)
+        await self._server.start()
+        return port
+
+    async def set_serving(self, is_serving: bool) -> None:
+        status = health_pb2.HealthCheckResponse
+        for name in ("", SERVICE_NAME):
+            await self._health.set(name, status.SERVING if is_serving else status.NOT_SERVING)
+
+    async def stop(self, grace_s: float) -> None:
+        """Refuses new calls, lets running ones finish for `grace_s` seconds."""
+        await self._server.stop(grace_s)
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _add_reflection(server: grpc.aio.Server) -> None:
+    try:
+        from grpc_reflection.v1alpha import reflection
+    except ImportError:
+        raise ImportError(
+            "reflection needs grpcio-reflection: pip install 'flow-rewards[reflection]'"
+        ) from None
+    names = (SERVICE_NAME, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name)
+    reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), server)

@@ -1,0 +1,201 @@
+"""Options that change how a run computes, not what: attention kernels, compilation, offload, 8 bits."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from flow_trainer.errors import ConfigError
+from flow_trainer.loop.updates.optimizers import make_optimizer
+from flow_trainer.models import kernels
+from flow_trainer.models.kernels import compile_blocks, use_attention
+from flow_trainer.models.load import load_policy
+from flow_trainer.models.policy import Policy
+from flow_trainer.recipe import Model, Update
+from flow_trainer.record.optimizer_state import load_state_tensors, state_tensors
+from tiny_pipelines import MODELS, build
+
+CPU = torch.device("cpu")
+LoadTiny = Callable[..., Policy]
+
+
+@pytest.fixture(scope="module")
+def load_tiny(tmp_path_factory: pytest.TempPathFactory) -> LoadTiny:
+    """A tiny policy of a family with some options; always the same weights."""
+    folders: dict[str, Path] = {}
+
+    def load(family: str, **options: Any) -> Policy:
+        if family not in folders:
+            folders[family] = build(family, tmp_path_factory.mktemp(family))
+        config = Model.model_validate(
+            {
+                "family": family,
+                "path": str(folders[family]),
+                "height": 8,
+                "width": 8,
+                "lora_rank": 2,
+                **MODELS[family],
+                **options,
+            }
+        )
+        torch.manual_seed(0)
+        policy = load_policy(config, CPU, with_reference=True)
+        with torch.no_grad():
+            for parameter in policy.trainable().values():
+                parameter += 0.1 * torch.randn_like(parameter)
+        return policy
+
+    return load
+
+
+def velocity(policy: Policy, *, grad: bool = False) -> torch.Tensor:
+    torch.manual_seed(1)
+    x, sigma = torch.randn(2, *policy.latent_shape), torch.tensor([0.9, 0.4])
+    with torch.set_grad_enabled(grad):
+        return policy.velocity(x, sigma, policy.encode(["red", "blue"]))
+
+
+@pytest.mark.parametrize("family", ["sd3", "flux", "qwen_image"])
+def test_attention_kernels_agree_and_are_really_used(
+    load_tiny: LoadTiny, family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = load_tiny(family)
+    math = load_tiny(family, attention="native_math", gradient_checkpointing=True)
+    expected = velocity(plain)
+    velocity(math)  # encodes the prompts, which has attention too
+    calls: list[bool] = []
+    attend = torch.nn.functional.scaled_dot_product_attention
+
+    def spy(*args: Any, **kwargs: Any) -> torch.Tensor:
+        calls.append(torch.backends.cuda.flash_sdp_enabled())
+        return attend(*args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", spy)
+    found = velocity(math, grad=True)
+    forward = len(calls)
+    found.sum().backward()
+    assert len(calls) == 2 * forward  # checkpointing repeats them
+    assert not any(calls)
+    torch.testing.assert_close(found.detach(), expected, atol=1e-5, rtol=1e-5)
+    calls.clear()
+    velocity(plain)
+    assert all(calls), "the choice belongs to one model"
+
+
+def test_missing_kernels_are_explained(load_tiny: LoadTiny) -> None:
+    with pytest.raises(ConfigError, match="SD3Transformer2DModel with torch alone; use native or"):
+        load_tiny("sd3", attention="xformers")
+    if importlib.util.find_spec("flash_attn") is None:
+        with pytest.raises(ConfigError, match=r"model\.attention = 'flash'.*install"):
+            load_tiny("flux", attention="flash")
+
+
+def test_native_leaves_the_model_alone() -> None:
+    layer = nn.Linear(1, 1)
+    before = dict(vars(layer))
+    use_attention(layer, "native")
+    assert vars(layer) == before
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor:UserWarning"
+)  # Dynamo looks at it
+@pytest.mark.timeout(300)
+def test_compiled_blocks_serve_rollout_and_replay(
+    load_tiny: LoadTiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch._dynamo.utils import counters
+
+    plain = load_tiny("flux")
+    compile_blocks(nn.ModuleDict({"blocks": nn.ModuleList([nn.Linear(1, 1)])}))  # options are known
+    # traced and differentiated as ever, but without minutes of a C++ compiler
+    monkeypatch.setattr(kernels, "COMPILE", {"dynamic": False, "backend": "aot_eager"})
+    policy = load_tiny("flux", compile=True)
+    assert policy.trainable().keys() == plain.trainable().keys()
+    counters.clear()
+    sampled, replayed = velocity(policy), velocity(policy, grad=True)
+    assert (
+        counters["stats"]["unique_graphs"] == 4
+    )  # two kinds of blocks, with and without gradients
+    assert torch.equal(replayed, sampled)
+    torch.testing.assert_close(sampled, velocity(plain), atol=1e-6, rtol=1e-5)
+    replayed.square().sum().backward()
+    assert all(p.grad is not None for p in policy.trainable().values())
+
+
+class Traveller(nn.Linear):
+    """A layer that notes where it is sent."""
+
+    def __init__(self) -> None:
+        super().__init__(1, 1)
+        self.log: list[str] = []
+
+    def to(self, *args: Any, **kwargs: Any) -> Any:
+        self.log.append(str(args[0]))
+        return super().to(*args, **kwargs)
+
+
+def test_offloaded_modules_visit_the_device(load_tiny: LoadTiny) -> None:
+    for offload, expected in ((True, ["cpu", "used", "cpu"]), (False, ["used"])):
+        policy: Any = load_tiny("sd3", offload=offload)
+        layer = Traveller()
+        with policy._on_device(layer, None):
+            layer.log.append("used")
+        assert layer.log == expected
+    torch.testing.assert_close(velocity(policy), velocity(load_tiny("sd3", offload=True)))
+
+
+def train_layer(config: Update, steps: int) -> tuple[dict[str, nn.Parameter], Any]:
+    torch.manual_seed(0)
+    layer = nn.Linear(128, 64)
+    parameters = dict(layer.named_parameters())
+    optimizer = make_optimizer(config, parameters)
+    descend(parameters, optimizer, range(steps))
+    return parameters, optimizer
+
+
+def descend(parameters: dict[str, nn.Parameter], optimizer: Any, steps: range) -> None:
+    for step in steps:
+        torch.manual_seed(step)
+        for parameter in parameters.values():
+            parameter.grad = torch.randn_like(parameter)
+        optimizer.step()
+
+
+@pytest.mark.parametrize("name", ["adamw", "adamw8bit"])
+def test_optimizer_state_survives_a_file(name: str, tmp_path: Path) -> None:
+    if name == "adamw8bit":
+        pytest.importorskip("bitsandbytes")
+    config = Update.model_validate({"optimizer": name})
+    whole, _ = train_layer(config, 5)
+    half, optimizer = train_layer(config, 3)
+    state = state_tensors(half, optimizer)
+    small = state["weight.state1" if name == "adamw8bit" else "weight.exp_avg"]
+    assert small.dtype == (torch.uint8 if name == "adamw8bit" else torch.float32)
+    save_file(state, tmp_path / "optimizer.safetensors")
+    resumed = make_optimizer(config, half)
+    load_state_tensors(half, resumed, load_file(tmp_path / "optimizer.safetensors"))
+    descend(half, resumed, range(3, 5))
+    for key, parameter in whole.items():
+        assert torch.equal(half[key], parameter)
+
+
+def test_another_optimizers_state_is_refused() -> None:
+    parameters, optimizer = train_layer(Update(), 1)
+    state = {"weight.step": torch.tensor(1), "weight.state1": torch.zeros(64, 128)}
+    with pytest.raises(ConfigError, match=r"another update\.optimizer"):
+        load_state_tensors(parameters, optimizer, state)
+
+
+def test_8_bits_without_the_package_are_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "bitsandbytes.optim", None)
+    with pytest.raises(ConfigError, match="pip install bitsandbytes"):
+        make_optimizer(Update(optimizer="adamw8bit"), dict(nn.Linear(1, 1).named_parameters()))

@@ -1,0 +1,283 @@
+"""The whole trainer against a real reward service: it learns, resumes, survives outages, stops."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import time
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import ranks
+from flow_trainer.errors import ConfigError, Interrupted, ScoringError
+from flow_trainer.loop.evaluate import evaluate
+from flow_trainer.loop.scoring import Scorer
+from flow_trainer.loop.train import train
+from flow_trainer.models.policy import Policy
+from flow_trainer.recipe import parse_recipe
+from flow_trainer.recipe.prompts import Prompt
+from flow_trainer.record.report import write_report
+from processes import BRIGHTNESS, Service, Services
+from recipes import write_recipe
+
+pytestmark = pytest.mark.system
+
+
+@pytest.fixture
+def data(recipe_data: dict[str, Any], prompts_file: Path) -> Callable[..., dict[str, Any]]:
+    def make(url: str, epochs: int, **sections: Any) -> dict[str, Any]:
+        merged = {
+            **recipe_data,
+            "epochs": epochs,
+            "rewards": {"brightness": {"url": url}},
+            "prompts": {key: str(prompts_file) for key in ("train", "validation", "heldout")},
+            "evaluation": {"every": 2, "num_steps": 4},
+            "scoring": {"timeout_s": 20, "outage_wait_s": 60},
+        }
+        for name, values in sections.items():
+            merged[name] = (
+                {**merged.get(name, {}), **values} if isinstance(values, dict) else values
+            )
+        return merged
+
+    return make
+
+
+def metrics(run: Path, kind: str) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in rows if row["kind"] == kind]
+
+
+def checkpoint(
+    run: Path, epoch: int, files: tuple[str, ...] = ("weights", "ema", "optimizer")
+) -> dict[str, torch.Tensor]:
+    folder = run / "checkpoints" / f"epoch_{epoch:05d}"
+    return {
+        f"{name}/{k}": v
+        for name in files
+        for k, v in load_file(folder / f"{name}.safetensors").items()
+    }
+
+
+def assert_identical(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert a.keys() == b.keys()
+    assert [name for name in a if not torch.equal(a[name], b[name])] == []
+
+
+def start_training(recipe: Path, out: Path, *flags: str) -> BaseProcess:
+    """`flow-grpo train` in a process of its own; what it prints is in `printed` (out)."""
+    arguments = ["train", str(recipe), "--out", str(out), *flags]
+    return ranks.start(1, ranks.command, arguments, printed(out)).processes[0]
+
+
+def printed(out: Path) -> Path:
+    return out.with_suffix(".log")
+
+
+def finish(process: BaseProcess, out: Path) -> str:
+    """What a training that ended well has printed."""
+    process.join(100)
+    text = printed(out).read_text()
+    assert process.exitcode == 0, text
+    return text
+
+
+def wait_for(condition: Callable[[], bool], process: BaseProcess, out: Path) -> None:
+    deadline = time.monotonic() + 90
+    while not condition():
+        assert process.is_alive(), printed(out).read_text()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_the_reward_climbs_and_the_run_leaves_everything(
+    brightness: Service, data: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    recipe = parse_recipe(
+        data(
+            brightness.http,
+            20,
+            sampling={"prompts_per_epoch": 4, "group_size": 8, "micro_batch": 16},
+            update={"learning_rate": 1e-2},
+            logging={"tensorboard": True, "image_every": 10},
+        )
+    )
+    summary = train(recipe, run)
+    rewards = [row["reward"] for row in metrics(run, "train")]
+    assert len(rewards) == 20
+    # one standard deviation inside a group is 0.0075: samples of one epoch differ by less
+    assert sum(rewards[-5:]) / 5 > sum(rewards[:5]) / 5 + 0.01
+    assert summary["heldout_after"] > summary["heldout_before"] + 0.01
+    assert json.loads((run / "summary.json").read_text()) == summary
+    assert max(row["ratio_error"] for row in metrics(run, "train")) < 1e-6
+    assert 0 <= summary["reward_wait_fraction"] < 1
+    last = metrics(run, "train")[-1]
+    # 4 sampling steps and 3 trained ones, 4 tokens per image; groups of equal rewards are skipped
+    assert last["images_per_second"] * 4 * 4 < last["tokens_per_second"]
+    assert last["tokens_per_second"] <= last["images_per_second"] * 7 * 4 * 1.001
+    assert last["model_tflops"] > 0
+    assert last["reward_bytes"] == 32 * 8 * 8 * 3
+    assert 0 < last["reward_bytes_in_flight"] <= last["reward_bytes"]
+    audit = [json.loads(line) for line in (run / "audit.jsonl").read_text().splitlines()]
+    assert len(audit) == 20 * 32
+    assert set(audit[0]) >= {"prompt", "score", "rewards", "advantage", "image_sha256"}
+    assert audit[0]["rewards"]["brightness"]["revision"]
+    assert list((run / "tensorboard").glob("events.*"))
+    assert len(list((run / "images").glob("samples_*.png"))) == 2
+    kept = sorted(path.name for path in (run / "checkpoints").iterdir())
+    assert kept == ["epoch_00019", "epoch_00020"]
+    html = write_report(run).read_text()
+    assert not re.search(r'(src|href)="(?!data:|#)', html)
+    assert html.count("<svg") >= 4
+    assert html.count("data:image/png") >= 2
+    with pytest.raises(ConfigError, match="--resume"):
+        train(recipe, run)
+
+
+def test_killed_runs_resume_bit_for_bit(
+    brightness: Service, data: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    settings = data(brightness.http, 6)
+    whole = tmp_path / "whole"
+    train(parse_recipe(settings), whole)
+    path, out = write_recipe(tmp_path, settings), tmp_path / "killed"
+    for epoch in (2, 4):
+        process = start_training(path, out, "--resume")
+        done = out / "checkpoints" / f"epoch_{epoch:05d}" / "state.json"
+        wait_for(done.exists, process, out)
+        process.kill()
+        process.join()
+    finish(start_training(path, out, "--resume"), out)
+    assert_identical(checkpoint(out, 6), checkpoint(whole, 6))
+    for kind in ("train", "validation"):
+        volatile = re.compile("_s$|_per_second$|_tflops$|_memory_gb$|_in_flight$")
+        rows = [
+            [{k: v for k, v in row.items() if not volatile.search(k)} for row in metrics(run, kind)]
+            for run in (out, whole)
+        ]
+        assert rows[0] == rows[1]
+
+
+@pytest.mark.parametrize(("objective", "epochs", "gain"), [("nft", 6, 0.003), ("awm", 5, 0.01)])
+def test_the_forward_process_climbs_and_resumes_bit_for_bit(
+    brightness: Service,
+    data: Callable[..., dict[str, Any]],
+    tmp_path: Path,
+    objective: str,
+    epochs: int,
+    gain: float,
+) -> None:
+    def settings(epochs: int) -> dict[str, Any]:
+        return data(
+            brightness.http,
+            epochs,
+            sampling={
+                "dynamics": "ode",
+                "prompts_per_epoch": 4,
+                "group_size": 8,
+                "micro_batch": 16,
+            },
+            update={
+                "objective": objective,
+                "learning_rate": 1e-2,
+                "clip_range": 1.0,
+                "kl": "velocity",
+                "beta": 1e-4,
+                "steps_per_forward": 3,
+            },
+            forward={"strength": 0.1},
+            evaluation={"every": 0},
+        )
+
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(parse_recipe(settings(epochs)), whole)
+    rewards = [row["reward"] for row in metrics(whole, "train")]
+    assert rewards[-1] > rewards[0] + gain
+    train(parse_recipe(settings(epochs - 2)), parts)
+    train(parse_recipe(settings(epochs)), parts, resume=True)
+    files = ("weights", "ema", "optimizer", "old")
+    assert_identical(checkpoint(parts, epochs, files), checkpoint(whole, epochs, files))
+    weights = checkpoint(whole, epochs, ("weights", "old"))
+    assert not torch.equal(*(weights[f"{n}/proj_out.weight"] for n in ("weights", "old")))
+
+
+def test_an_outage_holds_the_epoch_and_costs_nothing(
+    services: Services, data: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    first = services.start(BRIGHTNESS)
+    settings = data(first.http, 6, scoring={"timeout_s": 3})
+    settings["evaluation"] = {"every": 0, "num_steps": 4}
+    whole = tmp_path / "whole"
+    train(parse_recipe(settings), whole)
+    out = tmp_path / "held"
+    process = start_training(write_recipe(tmp_path, settings), out)
+    wait_for((out / "checkpoints" / "epoch_00002" / "state.json").exists, process, out)
+    os.kill(first.process.pid, signal.SIGKILL)
+    first.process.wait()
+    time.sleep(2)
+    assert process.is_alive()
+    services.start(BRIGHTNESS, http_port=int(first.http.rpartition(":")[2]))
+    assert "the epoch is held" in finish(process, out)
+    assert_identical(checkpoint(out, 6), checkpoint(whole, 6))
+    assert all(row["failed"] == 0 for row in metrics(out, "train"))
+
+
+def test_an_outage_in_an_evaluation_is_said_and_can_be_left(
+    services: Services, data: Callable[..., dict[str, Any]], policy: Policy
+) -> None:
+    service = services.start(BRIGHTNESS)
+    recipe = parse_recipe(data(service.http, 1, scoring={"timeout_s": 1}))
+    told: list[list[str]] = []
+
+    def leave() -> None:
+        raise Interrupted("left")
+
+    def hold(down: list[str]) -> Callable[[], None]:
+        told.append(down)
+        return leave
+
+    scorer = Scorer(recipe.rewards, recipe.scoring)
+    service.stop()
+    try:
+        with pytest.raises(Interrupted, match="left"):
+            evaluate(policy, scorer, recipe, [Prompt("red")], 1, hold=hold)
+    finally:
+        scorer.close()
+    assert told == [["brightness"]]
+
+
+def test_sigterm_saves_and_the_run_goes_on_where_it_was(
+    brightness: Service, data: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    settings = data(brightness.http, 4, checkpoints={"every": 100})
+    whole = tmp_path / "whole"
+    train(parse_recipe(settings), whole)
+    path, out = write_recipe(tmp_path, settings), tmp_path / "stopped"
+    process = start_training(path, out)
+    wait_for((out / "metrics.jsonl").exists, process, out)
+    wait_for(lambda: bool(metrics(out, "train")), process, out)
+    process.terminate()
+    assert "saved" in finish(process, out)
+    finish(start_training(path, out, "--resume"), out)
+    assert_identical(checkpoint(out, 4), checkpoint(whole, 4))
+
+
+def test_an_epoch_without_any_score_stops_with_the_reason(
+    services: Services, data: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    marker = tmp_path / "fail"
+    service = services.start(BRIGHTNESS, BRIGHTNESS_FAIL_FILE=str(marker))
+    marker.touch()  # the warm-up before had to succeed
+    settings = data(service.http, 1)
+    settings["prompts"].pop("heldout")
+    with pytest.raises(ScoringError, match="told to fail"):
+        train(parse_recipe(settings), tmp_path / "run")

@@ -1,0 +1,261 @@
+"""Replay and update on real diffusers classes with random weights."""
+
+# diffusers annotates its arguments and results more narrowly than what it takes and gives
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from flow_trainer.algorithm.advantages import Advantages, group_advantages
+from flow_trainer.algorithm.ema import Ema, old_policy_rule
+from flow_trainer.errors import NonFiniteError, RatioError
+from flow_trainer.loop.ratio import check_ratio, measure_ratio
+from flow_trainer.loop.updates.descend import learning_rate
+from flow_trainer.loop.updates.forward import update_nft
+from flow_trainer.loop.updates.replay import reference_velocities, trained_steps
+from flow_trainer.loop.updates.trajectory import update_policy
+from flow_trainer.models.load import load_policy
+from flow_trainer.models.policy import Policy
+from flow_trainer.recipe import Recipe, parse_recipe
+from policy_steps import CPU, PROMPTS, changed, made_up_advantages, sample, update
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_update_does_not_depend_on_the_batch_split(
+    recipe_data: dict[str, Any], tuning: str
+) -> None:
+    weights = []
+    for micro_batch, steps_per_forward in ((4, 1), (8, 3), (3, 2)):
+        data = {**recipe_data, "model": {**recipe_data["model"], "tuning": tuning, "lora_rank": 2}}
+        data["update"] = {
+            **data["update"],
+            "kl": "gaussian",
+            "beta": 0.01,
+            "steps_per_forward": steps_per_forward,
+        }
+        recipe = changed(data, "sampling", micro_batch=micro_batch)
+        torch.manual_seed(0)  # LoRA's own initialisation
+        policy = load_policy(recipe.model, CPU, with_reference=True)
+        samples, _ = sample(policy, recipe)
+        stats = update(policy, recipe, samples)
+        assert stats.updates == 2
+        weights.append(torch.cat([p.detach().flatten() for p in policy.trainable().values()]))
+    # AdamW's first steps have the size of the learning rate whatever the gradient: parameters with
+    # a vanishing gradient may go either way on rounding, so compare the bulk
+    for other in weights[1:]:
+        close = torch.isclose(other, weights[0], atol=1e-5)
+        assert float(close.float().mean()) > 0.99
+
+
+def test_first_update_has_ratio_one(policy: Policy, recipe_data: dict[str, Any]) -> None:
+    for kind in ("flow_sde", "cps", "dance_sde"):
+        recipe = changed(recipe_data, "sampling", dynamics=kind)
+        samples, _ = sample(policy, recipe)
+        before = [p.detach().clone() for p in policy.trainable().values()]
+        stats = update(policy, recipe, samples)
+        assert samples.means is None
+        assert stats.ratio_error < 1e-6
+        assert stats.means()["clip_fraction"] >= 0
+        after = policy.trainable().values()
+        assert any(not torch.equal(a, b) for a, b in zip(after, before, strict=True))
+
+
+@pytest.mark.parametrize("objective", ["guard", "dppo"])
+def test_objectives_that_compare_means(
+    policy: Policy, recipe_data: dict[str, Any], objective: str
+) -> None:
+    recipe = changed(recipe_data, "update", objective=objective)
+    samples, _ = sample(policy, recipe)
+    assert samples.means is not None
+    assert samples.means.shape == (8, 3, 4, 4, 4)
+    stats = update(policy, recipe, samples)
+    assert stats.ratio_error < 1e-6
+    assert stats.means()["approx_kl"] > 0  # the second update is off-policy
+
+
+def forward_update(
+    policy: Policy, recipe: Recipe, used: bool = True
+) -> tuple[Any, torch.optim.Optimizer, Ema]:
+    old = Ema(policy.trainable(), old_policy_rule(0, 0.1, 0.5))
+    optimizer = torch.optim.AdamW(policy.trainable().values(), lr=1e-2, weight_decay=0.0)
+    samples, _ = sample(policy, recipe)
+    assert samples.latents.shape == (8, 0)
+    conditioning = policy.encode([prompt.text for prompt in PROMPTS])
+    advantages = made_up_advantages(recipe)
+    if not used:
+        advantages.used[:] = False
+    stats = update_nft(policy, optimizer, None, old, recipe, 0, samples, conditioning, advantages)
+    return stats, optimizer, old
+
+
+@pytest.mark.parametrize("objective", ["nft", "awm"])
+def test_forward_process_updates(recipe_data: dict[str, Any], objective: str) -> None:
+    weights = []
+    for micro_batch, steps_per_forward in ((4, 1), (3, 2)):
+        data = {**recipe_data, "forward": {"old_beta": 0.5}}
+        data["sampling"] = {**data["sampling"], "dynamics": "ode", "micro_batch": micro_batch}
+        recipe = changed(
+            data,
+            "update",
+            objective=objective,
+            kl="velocity",
+            beta=0.01,
+            clip_range=1.0,
+            steps_per_forward=steps_per_forward,
+        )
+        policy = load_policy(recipe.model, CPU, with_reference=True)
+        start = {name: p.detach().clone() for name, p in policy.trainable().items()}
+        stats, _, old = forward_update(policy, recipe)
+        assert stats.updates == 2
+        assert stats.count == 8 * 3
+        assert stats.means()["kl"] > 0  # the second update has moved
+        for name, weight in policy.trainable().items():
+            expected = torch.lerp(start[name], weight.detach(), 0.8)  # two steps: d = 0.2
+            torch.testing.assert_close(old.weights()[name], expected, atol=1e-6, rtol=1e-5)
+        weights.append(torch.cat([p.detach().flatten() for p in policy.trainable().values()]))
+    assert float(torch.isclose(weights[1], weights[0], atol=1e-4).float().mean()) > 0.99
+
+
+def test_unscored_samples_do_not_enter_the_forward_update(recipe_data: dict[str, Any]) -> None:
+    data = {**recipe_data, "sampling": {**recipe_data["sampling"], "dynamics": "ode"}}
+    recipe = changed(data, "update", objective="nft")
+    policy = load_policy(recipe.model, CPU, with_reference=False)
+    before = [p.detach().clone() for p in policy.trainable().values()]
+    stats, _, _ = forward_update(policy, recipe, used=False)
+    assert stats.count == 0
+    for a, b in zip(policy.trainable().values(), before, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_ratio_check_names_a_changed_policy(policy: Policy, recipe: Recipe) -> None:
+    report = measure_ratio(policy, recipe, PROMPTS)
+    assert report.ok
+    assert "within" in report.explain()
+    check_ratio(policy, recipe, PROMPTS)
+    velocity = policy.velocity
+
+    def noisy(x: torch.Tensor, sigma: torch.Tensor, conditioning: Any) -> torch.Tensor:
+        return velocity(x, sigma, conditioning) + 0.1 * torch.rand_like(x)
+
+    policy.velocity = noisy  # type: ignore[method-assign]
+    with pytest.raises(RatioError, match="two identical forwards differ"):
+        check_ratio(policy, recipe, PROMPTS)
+
+
+def test_samples_without_advantage_do_not_move_the_policy(policy: Policy, recipe: Recipe) -> None:
+    samples, _ = sample(policy, recipe)
+    rewards = np.full((2, 4), 0.5)
+    flat = group_advantages(rewards, np.ones((2, 4), bool), std="prompt", min_group=2, clip=5.0)
+    optimizer = torch.optim.AdamW(policy.trainable().values(), weight_decay=0.0)
+    before = [p.detach().clone() for p in policy.trainable().values()]
+    conditioning = policy.encode([prompt.text for prompt in PROMPTS])
+    update_policy(policy, optimizer, None, recipe, 0, samples, conditioning, flat)
+    for a, b in zip(policy.trainable().values(), before, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_skipped_micro_batches_do_not_change_the_kl_term(recipe_data: dict[str, Any]) -> None:
+    recipe_data["update"] = {**recipe_data["update"], "kl": "velocity", "beta": 10.0}
+    values = torch.tensor([[1.0, -1.0, 0.0, 0.0], [0.5, 0.0, 0.0, 0.0]], dtype=torch.float64)
+    advantages = Advantages(values, torch.ones(2, 4, dtype=torch.bool), {})
+    moved = []
+    for micro_batch in (4, 2, 1):
+        recipe = changed(recipe_data, "sampling", micro_batch=micro_batch)
+        policy = load_policy(recipe.model, CPU, with_reference=True)
+        with torch.no_grad():  # away from the reference, so that the KL term has a gradient
+            for parameter in policy.trainable().values():
+                parameter *= 1.1
+        start = torch.cat([p.detach().flatten() for p in policy.trainable().values()])
+        samples, _ = sample(policy, recipe)
+        conditioning = policy.encode([prompt.text for prompt in PROMPTS])
+        v_ref = reference_velocities(policy, recipe, 0, samples, conditioning)
+        optimizer = torch.optim.SGD(policy.trainable().values())
+        update_policy(policy, optimizer, None, recipe, 0, samples, conditioning, advantages, v_ref)
+        end = torch.cat([p.detach().flatten() for p in policy.trainable().values()])
+        moved.append(end - start)
+    for other in moved[1:]:
+        assert float((other - moved[0]).norm() / moved[0].norm()) < 1e-3
+
+
+def test_reference_is_the_start(recipe_data: dict[str, Any]) -> None:
+    for tuning in ("lora", "full"):
+        recipe = changed(recipe_data, "model", tuning=tuning, lora_rank=2)
+        policy = load_policy(recipe.model, CPU, with_reference=True)
+        conditioning = policy.encode(["red"])
+        x, sigma = torch.randn(1, *policy.latent_shape), torch.tensor([0.5])
+        with torch.no_grad():
+            start = policy.velocity(x, sigma, conditioning)
+            for parameter in policy.trainable().values():
+                parameter += 0.1 * torch.randn_like(parameter)
+            moved = policy.velocity(x, sigma, conditioning)
+            with policy.reference():
+                reference = policy.velocity(x, sigma, conditioning)
+            again = policy.velocity(x, sigma, conditioning)
+        torch.testing.assert_close(reference, start)
+        assert not torch.allclose(moved, start)
+        assert torch.equal(again, moved)
+
+
+def test_divergence_is_named(policy: Policy, recipe: Recipe) -> None:
+    samples, _ = sample(policy, recipe)
+    with torch.no_grad():
+        next(iter(policy.trainable().values())).fill_(float("nan"))
+    with pytest.raises(
+        NonFiniteError,
+        match="the velocity at step 0 of sample 0 is not finite in the sampling of epoch 1",
+    ):
+        sample(policy, recipe)
+    with pytest.raises(
+        NonFiniteError, match="the velocity of sample 0 at step 0 is not finite in the update"
+    ):
+        update(policy, recipe, samples)
+
+
+@pytest.mark.parametrize("where", ["advantage", "gradient", "embedding", "pixels", "log-prob"])
+def test_whatever_is_not_finite_is_named(policy: Any, recipe: Recipe, where: str) -> None:
+    nan = float("nan")
+    if where == "embedding":
+        policy._pipeline.text_encoder.get_input_embeddings().weight.data.fill_(nan)
+        with pytest.raises(NonFiniteError, match="the embedding of prompt 'red'"):
+            policy.encode(["red"])
+        return
+    if where == "pixels":
+        policy._vae.decoder.conv_out.bias.data.fill_(nan)
+        with pytest.raises(NonFiniteError, match="decoded pixels"):
+            sample(policy, recipe)
+        return
+    samples, _ = sample(policy, recipe)
+    advantages = made_up_advantages(recipe)
+    name, parameter = next(iter(policy.trainable().items()))
+    message = {
+        "advantage": "the advantage of sample 5 at step 0",
+        "log-prob": "the log-probability of sample 2 at step 1",
+        "gradient": f"the gradient of {name} \\(1 in all\\) is not finite in update 0",
+    }[where]
+    if where == "advantage":
+        advantages.values[1, 1] = nan
+    elif where == "log-prob":
+        samples.latents[2, 2] = nan
+    else:
+        parameter.register_hook(lambda grad: grad * nan)
+    optimizer = torch.optim.AdamW(policy.trainable().values())
+    conditioning = policy.encode([prompt.text for prompt in PROMPTS])
+    with pytest.raises(NonFiniteError, match=message):
+        update_policy(policy, optimizer, None, recipe, 0, samples, conditioning, advantages)
+
+
+def test_trained_steps_and_learning_rate(recipe_data: dict[str, Any]) -> None:
+    recipe = changed(
+        recipe_data, "update", trained_steps=2, warmup_updates=2, final_learning_rate=0.1
+    )
+    drawn = {tuple(trained_steps(recipe, epoch)) for epoch in range(50)}
+    assert drawn == {(0, 1), (0, 2), (1, 2)}
+    assert trained_steps(parse_recipe(recipe_data), 0) == [0, 1, 2]
+    rates = [learning_rate(recipe, update) for update in range(recipe.num_updates)]
+    np.testing.assert_allclose(rates[:3], [5e-4, 1e-3, 1e-3])
+    assert rates[-1] == pytest.approx(1e-4)
+    assert rates[2:] == sorted(rates[2:], reverse=True)

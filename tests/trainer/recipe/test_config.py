@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flow_trainer.errors import ConfigError
+from flow_trainer.recipe import load_recipe, parse_recipe, save_resolved
+
+RECIPES = sorted((Path(__file__).parents[3] / "trainer" / "recipes").glob("*.toml"))
+
+
+def minimal(**changes: Any) -> dict[str, Any]:
+    return {
+        "name": "t",
+        "epochs": 1,
+        "model": {"path": "m"},
+        "prompts": {"train": "p.txt"},
+        "rewards": {"ocr": {"url": "http://127.0.0.1:1"}},
+        **changes,
+    }
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipes_load(path: Path) -> None:
+    recipe = load_recipe(path)
+    assert recipe.images_per_epoch == recipe.sampling.prompts_per_epoch * recipe.sampling.group_size
+    assert recipe.name == path.stem
+
+
+def test_unknown_key_names_the_nearest() -> None:
+    with pytest.raises(
+        ConfigError, match=r"update\.learning_rat: unknown key; did you mean learning_rate"
+    ):
+        parse_recipe(minimal(update={"learning_rat": 1e-4}))
+    with pytest.raises(ConfigError, match=r"rewards\.ocr\.urls: unknown key; did you mean url\?"):
+        parse_recipe(minimal(rewards={"ocr": {"url": "http://x", "urls": []}}))
+    with pytest.raises(ConfigError, match=r"zzz: unknown key; known keys: name, seed"):
+        parse_recipe(minimal(zzz=1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sampling": {"prompts_per_epoch": 5}}, "not a multiple"),
+        ({"scoring": {"min_group": 99}}, "every group would be dropped"),
+        ({"update": {"beta": 0.1}}, "needs update.kl"),
+        ({"sampling": {"window": {"kind": "first", "size": 10}}}, "do not fit"),
+        ({"sampling": {"window": {"kind": "random", "hi": 10}}}, "cannot be stochastic"),
+        ({"update": {"trained_steps": 10}}, "exceeds the 9 steps"),
+        ({"sampling": {"noise_level": 0}}, "greater than 0"),
+        ({"sampling": {"dynamics": "cps", "noise_level": 1.2}}, "wrong sign"),
+        ({"rewards": {}}, "name at least one"),
+        ({"rewards": {"a": {"url": "x", "clip": [1, 0]}}}, r"write \[least, largest\]"),
+        (
+            {"rewards": {"a": {"url": "x", "normalise": "prompt"}}, "advantage": {"std": "gdpo"}},
+            "already",
+        ),
+        ({"update": {"objective": "nft"}}, "nft does not go with sampling.dynamics = flow_sde"),
+        ({"sampling": {"dynamics": "ode"}}, "clip does not go with sampling.dynamics = ode"),
+        ({"forward": {"strength": 0.1}}, r"\[forward\] belongs to"),
+        (
+            {"update": {"objective": "nft"}, "sampling": {"dynamics": "ode", "same_latent": True}},
+            "the same image",
+        ),
+        (
+            {
+                "update": {"objective": "awm", "kl": "gaussian", "beta": 0.1},
+                "sampling": {"dynamics": "ode"},
+            },
+            "use velocity",
+        ),
+        (
+            {
+                "update": {"objective": "awm", "trained_steps": 11},
+                "sampling": {"dynamics": "ode"},
+            },
+            "exceeds the 10 steps",
+        ),
+        (
+            {"update": {"objective": "guard"}, "sampling": {"dynamics": "cps"}},
+            "Gaussian log-probabilities",
+        ),
+        ({"epochs": "many"}, "epochs: Input should be a valid integer"),
+    ],
+)
+def test_impossible_sizes_are_refused_before_a_model_loads(changes: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse_recipe(minimal(**changes))
+
+
+def test_overrides(tmp_path: Path) -> None:
+    path = tmp_path / "r.toml"
+    path.write_text(
+        'name="t"\nepochs=3\n[model]\npath="m"\n[prompts]\ntrain="p.txt"\n'
+        '[rewards.ocr]\nurl="http://a"\n'
+    )
+    recipe = load_recipe(
+        path,
+        [
+            "update.learning_rate=1e-5",
+            "rewards.ocr.url=['http://b', 'http://c']",
+            "model.path=org/x",
+        ],
+    )
+    assert recipe.update.learning_rate == 1e-5
+    assert recipe.rewards["ocr"].url == ["http://b", "http://c"]
+    assert recipe.model.path == "org/x"
+    assert recipe.prompts.train == str(tmp_path / "p.txt")
+    for bad in ("novalue", "name.x=1"):
+        with pytest.raises(ConfigError, match="--set"):
+            load_recipe(path, [bad])
+
+
+def test_missing_recipe_lists_its_neighbours(tmp_path: Path) -> None:
+    (tmp_path / "there.toml").touch()
+    with pytest.raises(ConfigError, match=r"there\.toml"):
+        load_recipe(tmp_path / "gone.toml")
+
+
+def test_resolved_recipe_round_trips(tmp_path: Path) -> None:
+    recipe = parse_recipe(minimal(seed=7))
+    save_resolved(recipe, tmp_path / "recipe.json")
+    assert load_recipe(tmp_path / "recipe.json") == recipe
+    assert load_recipe(tmp_path / "recipe.json", ["seed=8"]).seed == 8
+
+
+@pytest.mark.parametrize("name", ["recipe.toml", "recipe.json"])
+def test_what_is_no_recipe_says_where(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text('{"name"')
+    with pytest.raises(ConfigError, match=rf"{name} cannot be read: .*line 1"):
+        load_recipe(tmp_path / name)

@@ -1,0 +1,1 @@
+"""What the update minimises, one file an objective."""

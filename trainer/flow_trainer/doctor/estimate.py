@@ -1,0 +1,99 @@
+"""What a recipe costs, from its numbers alone: transformer forwards per image, and what `--dry-run` says.
+
+A forward, F, is one evaluation of the transformer for one image at one step. With LoRA the backward
+costs about one F, because frozen weights need no gradient of their own; with full fine-tuning two.
+Activation checkpointing repeats the forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+
+from flow_trainer.models.architectures import inspect
+from flow_trainer.models.memory import Memory, memory
+from flow_trainer.recipe import Recipe
+
+GB, MB = 1e9, 1e6
+
+
+@dataclass(frozen=True, slots=True)
+class Forwards:
+    """Transformer forwards per image, the backward counted in them."""
+
+    sampling: int
+    training: int
+
+    @property
+    def total(self) -> int:
+        return self.sampling + self.training
+
+
+def forwards(recipe: Recipe) -> Forwards:
+    """The first epoch's cost, if every sample has an advantage; groups of equal rewards are skipped."""
+    u, model = recipe.update, recipe.model
+    rows = 2 if model.guidance > 1 and model.family != "flux" else 1
+    backward = 1 if model.tuning == "lora" else 2
+    passes = 1 + backward + int(model.gradient_checkpointing) + int(u.beta > 0)
+    if u.forward_process:
+        passes += 1  # the old policy
+    training = rows * _trained_steps(recipe) * passes
+    return Forwards(sampling=rows * recipe.sampling.num_steps, training=training)
+
+
+def _trained_steps(recipe: Recipe) -> int:
+    if recipe.update.forward_process:
+        return recipe.forward_steps
+    window = len(recipe.window(0))
+    return min(recipe.update.trained_steps or window, window)
+
+
+def trained_parameters(recipe: Recipe) -> int | None:
+    """None when the model's size is not on record."""
+    model = inspect(recipe.model.path, recipe.model.family, recipe.model.lora_rank)
+    if model is None:
+        return None
+    return model.lora_parameters if recipe.model.tuning == "lora" else model.parameters
+
+
+def dry_run(recipe: Recipe, gpus: int = 1) -> Iterator[str]:
+    """What `flow-grpo train --dry-run` prints, a line each. Loads no weights."""
+    s, u, f = recipe.sampling, recipe.update, forwards(recipe)
+    yield f"recipe    {recipe.name}: {recipe.model.family} {recipe.model.path}, {u.objective}"
+    yield (
+        f"sizes     {s.prompts_per_epoch} prompts x {s.group_size} images = "
+        f"{recipe.images_per_epoch} images per epoch, {u.updates_per_epoch} "
+        f"update{'s' * (u.updates_per_epoch > 1)} per epoch, {recipe.epochs} epochs"
+    )
+    stochastic = "" if u.forward_process else f", {len(recipe.window(0))} of them stochastic"
+    yield (
+        f"steps     {s.num_steps} sampled ({s.dynamics}){stochastic}, "
+        f"{_trained_steps(recipe)} trained per image"
+    )
+    yield (
+        f"forwards  {f.total} per image: {f.sampling} sampling, {f.training} training "
+        f"({f.total * recipe.images_per_epoch:,} per epoch)"
+    )
+    model = inspect(recipe.model.path, recipe.model.family, recipe.model.lora_rank)
+    if model is None:
+        yield f"memory    unknown: the size of {recipe.model.path} is not on record"
+        return
+    trained = model.lora_parameters if recipe.model.tuning == "lora" else model.parameters
+    yield f"model     {model.parameters:,} parameters, {trained:,} trained"
+    yield from _memory_lines(memory(recipe, model, gpus), gpus)
+
+
+def _memory_lines(found: Memory, gpus: int) -> Iterator[str]:
+    unit, name = (GB, "GB") if found.peak >= GB else (MB, "MB")
+    part = {field.name: f"{getattr(found, field.name) / unit:.1f}" for field in fields(found)}
+    where = "one GPU" if gpus == 1 else f"each of {gpus} GPUs"
+    yield f"memory    about {found.peak / unit:.0f} {name} on {where} (an estimate), the larger of"
+    yield (
+        f"  training  {found.training_peak / unit:.1f}: transformer {part['transformer']}, VAE "
+        f"{part['vae']}, training state {part['training_state']}, trajectories "
+        f"{part['trajectories']}, and activations {part['activations']} or decoding {part['decode']}"
+    )
+    yield (
+        f"  loading   {found.loading_peak / unit:.1f}: transformer {part['transformer']}, VAE "
+        f"{part['vae']}, text encoders {part['text_encoders']}"
+    )

@@ -1,0 +1,146 @@
+"""`flow-grpo doctor`: everything that can be known to go wrong before a run, one line each."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from flow_trainer.doctor.checks import Check, attempt
+from flow_trainer.doctor.device import check_arithmetic, check_device, check_memory
+from flow_trainer.doctor.estimate import forwards, trained_parameters
+from flow_trainer.doctor.services import check_reward
+from flow_trainer.errors import ConfigError, TrainerError
+from flow_trainer.loop.ratio import measure_ratio
+from flow_trainer.models.hub import can_load
+from flow_trainer.models.load import load_policy
+from flow_trainer.models.policy import Policy
+from flow_trainer.parallel.world import pick_device
+from flow_trainer.recipe import Recipe
+from flow_trainer.recipe.prompts import Prompt, read_prompts
+
+PROBE = Prompt('a sign that says "probe"')
+
+
+def examine(recipe: Recipe, folder: Path, gpus: int = 1) -> Iterator[Check]:
+    """Yields one Check after another; a failure does not stop what can still be checked. `gpus`: those
+    of the run, for its memory."""
+    yield attempt("prompts", lambda: _check_prompts(recipe))
+    yield _check_sizes(recipe)
+    for name in recipe.rewards:
+        yield from check_reward(name, recipe, _first_prompt(recipe))
+    weights = attempt("weights", lambda: _check_weights(recipe))
+    yield weights
+    device = check_device(recipe)
+    yield device
+    yield _check_disk(recipe, folder)
+    if not device.ok:
+        return
+    memory = check_memory(recipe, gpus)
+    yield memory
+    yield check_arithmetic(pick_device(recipe.device))
+    if not (weights.ok and memory.ok):
+        yield Check("model", False, "not loaded: see weights and memory above")
+    elif gpus > 1 and not check_memory(recipe).ok:
+        yield Check("model", True, "not loaded: it fits divided over the GPUs, not this one alone")
+    else:
+        yield from _check_policy(recipe)
+
+
+def _check_prompts(recipe: Recipe) -> Check:
+    paths = {k: v for k, v in recipe.prompts.model_dump().items() if v is not None}
+    for split, path in paths.items():
+        if not Path(path).exists():
+            return Check(
+                "prompts",
+                False,
+                f"no {path}: correct prompts.{split}, or write it (`flow-grpo prompts --help`)",
+            )
+    counts = {split: len(read_prompts(path)) for split, path in paths.items()}
+    wanted = recipe.sampling.prompts_per_epoch
+    if counts["train"] < wanted:
+        return Check(
+            "prompts",
+            False,
+            f"{counts['train']} training prompts are fewer than sampling.prompts_per_epoch = "
+            f"{wanted}: lower it, or add prompts to {recipe.prompts.train}",
+        )
+    return Check("prompts", True, ", ".join(f"{n} {split}" for split, n in counts.items()))
+
+
+def _first_prompt(recipe: Recipe) -> Prompt:
+    """A training prompt with the metadata that its rewards read; a made-up one where there is none."""
+    try:
+        return read_prompts(recipe.prompts.train)[0]
+    except ConfigError:
+        return PROBE
+
+
+def _check_sizes(recipe: Recipe) -> Check:
+    s, f = recipe.sampling, forwards(recipe)
+    message = (
+        f"{s.prompts_per_epoch} prompts x {s.group_size} images, {recipe.update.updates_per_epoch} "
+        f"updates per epoch, {f.total} forwards per image"
+    )
+    left = recipe.share % s.micro_batch
+    if left:
+        message += (
+            f"; an update's {recipe.share} images leave a micro-batch of {left}: a divisor as "
+            f"sampling.micro_batch = {s.micro_batch} would be faster"
+        )
+    return Check("sizes", True, message)
+
+
+def _check_weights(recipe: Recipe) -> Check:
+    return Check("weights", True, can_load(recipe.model.path, recipe.model.revision))
+
+
+def _check_disk(recipe: Recipe, folder: Path) -> Check:
+    count = trained_parameters(recipe)
+    if count is None:
+        return Check("disk", True, f"the size of {recipe.model.path} is not on record")
+    # weights, EMA, two moments and an exported copy, float32, per kept checkpoint and the best one
+    needed = 20 * count * (recipe.checkpoints.keep + 1)
+    parent = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    free = shutil.disk_usage(parent).free
+    enough = free > needed
+    return Check(
+        "disk",
+        enough,
+        f"checkpoints need {needed / 1e9:.2f} GB, {free / 1e9:.1f} GB free in {parent}"
+        + ("" if enough else "; lower checkpoints.keep or pass --out"),
+    )
+
+
+def _check_policy(recipe: Recipe) -> Iterator[Check]:
+    device = pick_device(recipe.device)
+    try:
+        policy = load_policy(recipe.model, device, with_reference=recipe.update.beta > 0)
+    except TrainerError as error:
+        yield Check("model", False, str(error))
+        return
+    count = sum(p.numel() for p in policy.trainable().values())
+    yield Check("model", True, f"{recipe.model.path} on {device}, {count:,} trained parameters")
+    yield attempt("prompt cache", lambda: _check_cache(policy, recipe))
+    yield attempt("ratio", lambda: _check_ratio(policy, recipe))
+
+
+def _check_cache(policy: Policy, recipe: Recipe) -> Check:
+    paths = [path for path in recipe.prompts.model_dump().values() if path is not None]
+    texts = {prompt.text for path in paths for prompt in read_prompts(path)}
+    needed = policy.encode([PROBE.text]).nbytes() * len(texts) / 1e9
+    room = recipe.model.prompt_cache_gb
+    message = f"about {needed:.2f} GB for {len(texts)} prompts, model.prompt_cache_gb = {room:g}"
+    if needed > room and not recipe.model.offload:
+        message += (
+            ": prompts are encoded as they come and the text encoders stay on the device; raise it, "
+            "or set model.offload = true"
+        )
+    return Check("prompt cache", True, message)
+
+
+def _check_ratio(policy: Policy, recipe: Recipe) -> Check:
+    if recipe.update.forward_process:
+        return Check("ratio", True, f"{recipe.update.objective} has no trajectories to replay")
+    report = measure_ratio(policy, recipe, [PROBE])
+    return Check("ratio", report.ok, report.explain())

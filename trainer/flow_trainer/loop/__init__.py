@@ -1,0 +1,1 @@
+"""Sample, score, update: `train.py` is the algorithm, the rest its parts."""

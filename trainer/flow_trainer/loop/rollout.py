@@ -1,0 +1,165 @@
+"""Sampling: prompts to images, stochastic with trajectories for training, plain ODE for evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
+
+import torch
+from torch import Tensor
+
+from flow_trainer.algorithm.dynamics import DYNAMICS, Transition, euler
+from flow_trainer.algorithm.noise import evaluation_noise, sample_noise
+from flow_trainer.algorithm.trajectory import Trajectories
+from flow_trainer.loop.finite import FiniteWatch
+from flow_trainer.models.policy import Policy
+from flow_trainer.parallel.world import ALONE, World
+from flow_trainer.recipe import Recipe
+from flow_trainer.recipe.prompts import Prompt
+
+OnImages = Callable[[range, Tensor], None]
+"""Called with the rows of a decoded micro-batch and its images (b, H, W, 3) uint8."""
+
+
+def shares(recipe: Recipe, count: int) -> Iterator[list[range]]:
+    """The micro-batches of each update's share of an epoch's first `count` samples. Rollout and
+    replay are cut alike, because a log-probability depends, by rounding, on its batch."""
+    for share in micro_batches(count, recipe.share):
+        batches = micro_batches(len(share), recipe.sampling.micro_batch)
+        yield [range(share.start + b.start, share.start + b.stop) for b in batches]
+
+
+def transition(recipe: Recipe, sigmas: Tensor, steps: Tensor, x: Tensor, v: Tensor) -> Transition:
+    """The stochastic step p(x_next | x) of each row under velocity v.
+
+    The one place where a transition is made: rollout samples from it and the loss scores with it,
+    so that the ratio of an unchanged policy is 1. `steps` (B,) int64 index `sigmas` (T + 1,).
+    """
+    step = DYNAMICS[recipe.sampling.dynamics]
+    noise_level = recipe.sampling.noise_level
+    return step(x, v, sigmas[steps], sigmas[steps + 1], noise_level, float(sigmas[1]))
+
+
+@torch.no_grad()
+def rollout(
+    policy: Policy,
+    recipe: Recipe,
+    epoch: int,
+    prompts: Sequence[Prompt],
+    indices: Sequence[int],
+    on_images: OnImages,
+    world: World = ALONE,
+    before_turn: Callable[[], None] = lambda: None,
+) -> Trajectories:
+    """Samples `group_size` images for each prompt with the epoch's stochastic window; of several
+    ranks, each its own micro-batches.
+
+    `indices` are the prompts' positions in the prompt file: noise is keyed by (seed, epoch, index,
+    member), so results do not depend on how the epoch is split into micro-batches. `on_images` gets
+    every micro-batch as soon as it is decoded. `before_turn` is called equally often on every rank.
+    """
+    sampling = recipe.sampling
+    sigmas = policy.sigmas(sampling.num_steps).to(policy.device)
+    window = recipe.window(epoch)
+    members = [(index, g) for index in indices for g in range(sampling.group_size)]
+    conditioning = policy.encode([prompt.text for prompt in prompts]).repeat(sampling.group_size)
+    done: list[int] = []
+    finished, latents, log_probs, means = [], [], [], []
+    batches = shares(recipe, len(members))
+    for turn in chain.from_iterable(world.turns(share) for share in batches):
+        before_turn()
+        rows = turn.rows
+        if not rows:
+            continue
+        initial, noise = sample_noise(
+            recipe.seed,
+            epoch,
+            [members[row] for row in rows],
+            policy.latent_shape,
+            len(window),
+            same_latent=sampling.same_latent,
+        )
+        x = initial.to(policy.device)
+        batch = conditioning[rows.start : rows.stop]
+        kept, densities, centres = [], [], []
+        watch = FiniteWatch(rows, epoch)
+        for i in range(sampling.num_steps):
+            steps = torch.full((len(rows),), i, device=policy.device)
+            v = policy.velocity(x, sigmas[steps], batch)
+            watch.see(f"velocity at step {i}", v)
+            if i in window:
+                if not kept:
+                    kept.append(x)
+                step = transition(recipe, sigmas, steps, x, v)
+                x = step.sample(noise[:, i - window.start].to(policy.device))
+                kept.append(x)
+                densities.append(step.log_prob(x))
+                watch.see(f"log-probability at step {i}", densities[-1])
+                centres.append(step.mean)
+            else:
+                x = euler(x, v, sigmas[i], sigmas[i + 1])
+        if not turn.counts:
+            continue
+        watch.check()
+        done += rows
+        finished.append(x)
+        latents.append(_stack(kept, x))
+        log_probs.append(_stack(densities, x))
+        if recipe.update.needs_old_means:
+            means.append(_stack(centres, x))
+        on_images(rows, decode(policy, x, sampling.decode_batch))
+    return Trajectories(
+        done,
+        window,
+        sigmas,
+        [members[row] for row in done],
+        x_0=torch.cat(finished),
+        latents=torch.cat(latents),
+        log_probs=torch.cat(log_probs),
+        means=torch.cat(means) if means else None,
+    )
+
+
+@torch.no_grad()
+def generate(
+    policy: Policy,
+    recipe: Recipe,
+    prompts: Sequence[Prompt],
+    num_steps: int,
+    images_per_prompt: int,
+    on_images: OnImages,
+    world: World = ALONE,
+) -> None:
+    """ODE (Euler) sampling for evaluation: the same noise at every call, whatever the epoch; of
+    several ranks, each its own micro-batches."""
+    sigmas = policy.sigmas(num_steps).to(policy.device)
+    members = [(p, g) for p in range(len(prompts)) for g in range(images_per_prompt)]
+    conditioning = policy.encode([prompt.text for prompt in prompts]).repeat(images_per_prompt)
+    batches = list(micro_batches(len(members), recipe.sampling.micro_batch))
+    for turn in world.turns(batches):
+        rows = turn.rows
+        if not rows:
+            continue
+        keys = [members[row] for row in rows]
+        x = evaluation_noise(recipe.seed, keys, policy.latent_shape).to(policy.device)
+        batch = conditioning[rows.start : rows.stop]
+        for i in range(num_steps):
+            steps = torch.full((len(rows),), i, device=policy.device)
+            x = euler(x, policy.velocity(x, sigmas[steps], batch), sigmas[i], sigmas[i + 1])
+        if turn.counts:
+            on_images(rows, decode(policy, x, recipe.sampling.decode_batch))
+
+
+def decode(policy: Policy, x_0: Tensor, batch: int) -> Tensor:
+    """Images (B, H, W, 3) uint8, decoded in chunks: the VAE's activations dwarf the latents."""
+    return torch.cat([policy.decode(chunk) for chunk in x_0.split(batch)])
+
+
+def _stack(steps: list[Tensor], like: Tensor) -> Tensor:
+    """(B, W, ...); (B, 0) when no step was stochastic."""
+    return torch.stack(steps, 1) if steps else like.new_empty(len(like), 0)
+
+
+def micro_batches(count: int, size: int) -> Iterator[range]:
+    for start in range(0, count, size):
+        yield range(start, min(start + size, count))

@@ -1,0 +1,374 @@
+"""Flow-GRPO (arXiv 2505.05470): the loop, written out."""
+
+from __future__ import annotations
+
+import json
+import platform
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from importlib.metadata import version
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flow_trainer.algorithm.advantages import Advantages
+from flow_trainer.errors import Interrupted
+from flow_trainer.loop.evaluate import Evaluation, evaluate, stack_images
+from flow_trainer.loop.feedback import Feedback
+from flow_trainer.loop.ratio import check_ratio, ratio_tolerance
+from flow_trainer.loop.run import Run, note_revisions, open_run
+from flow_trainer.loop.sampling import Batch, sample, sample_again
+from flow_trainer.loop.updates.descend import UpdateStats
+from flow_trainer.loop.updates.forward import update_nft
+from flow_trainer.loop.updates.trajectory import update_policy
+from flow_trainer.models.policy import Work
+from flow_trainer.parallel.world import open_world, pick_device, restarted
+from flow_trainer.recipe import Recipe
+from flow_trainer.record.audit import audit_rows, image_hash
+from flow_trainer.record.runlog import image_grid
+from flow_trainer.record.scores import Scores
+from flow_trainer.record.throughput import peak_flops, peak_memory_gb, reset_peak_memory, speed
+
+
+def train(recipe: Recipe, folder: Path, *, resume: bool = False) -> dict[str, Any]:
+    """Trains a recipe in `folder` and returns the summary that it also leaves as summary.json.
+
+    `resume` continues from the newest checkpoint in `folder`, bit for bit on a CPU; a process that
+    torchrun restarts does so unasked. Under torchrun, all ranks call this together. Raises
+    ConfigError, OutageError, NonFiniteError, RatioError; Interrupted after saving.
+    """
+    device = pick_device(recipe.device)
+    with open_world(device, recipe.sharding) as world:
+        resume = resume or restarted()
+        run = open_run(recipe, folder, resume=resume, device=device, world=world)
+        try:
+            with _signals(run):
+                before = _heldout(run, "before")
+                _epochs(run)
+                after = _finish(run)
+            return _write_summary(run, before, after)
+        finally:
+            run.log.close()
+            run.scorer.close()
+
+
+def _epochs(run: Run) -> None:
+    recipe = run.recipe
+    if run.progress.epoch == 0:
+        if not recipe.update.forward_process:
+            check_ratio(run.policy, recipe, run.prompts["train"])
+        run.save()
+    run.log.start(run.progress.epoch)
+    ahead = sample_again(run)
+    for epoch in range(run.progress.epoch, recipe.epochs):
+        _restart_meters(run)
+        started, cpu = time.perf_counter(), time.process_time()
+        # SAMPLING: images leave for the rewards while the next micro-batch is drawn
+        batch = ahead or sample(run, epoch)
+        ahead = None
+        if recipe.scoring.overlap == "epoch" and epoch + 1 < recipe.epochs:
+            ahead = sample(run, epoch + 1, ahead=True)
+        sampled = time.perf_counter()
+        # TRAINING: replay the stochastic steps with gradients
+        feedback = Feedback(
+            recipe, run.scorer, batch.jobs, partial(_hold, run), partial(_leave_waiting, run)
+        )
+        stats = _update(run, batch, feedback)
+        ended = time.perf_counter()
+        run.progress.epoch = epoch + 1
+        run.progress.updates += stats.updates
+        run.progress.train_seconds += ended - started
+        run.progress.reward_wait_seconds += feedback.wait_s
+        timing = {
+            "sample_s": sampled - started,
+            "reward_wait_s": feedback.wait_s,
+            "update_s": ended - sampled - feedback.wait_s,
+            "epoch_s": ended - started,
+            "epoch_cpu_s": time.process_time() - cpu,
+            **_meters(run, ended - started),
+        }
+        note_revisions(run, feedback.scores.revisions())
+        _log_epoch(run, batch, feedback.scores, feedback.advantages, stats, timing)
+        _after_epoch(run, batch, feedback.scores)
+
+
+def _restart_meters(run: Run) -> None:
+    run.policy.take_work()
+    run.scorer.traffic.take()
+    reset_peak_memory(run.policy.device)
+
+
+def _meters(run: Run, seconds: float) -> dict[str, float]:
+    recipe, device = run.recipe, run.policy.device
+    peak = peak_flops(device, recipe.model.dtype)
+    traffic = run.scorer.traffic.take()
+    work = run.policy.take_work()
+    ranks = run.world.exchange([work.tokens, work.flops, peak_memory_gb(device), *traffic.values()])
+    tokens, flops, memory, *sent = zip(*ranks, strict=True)
+    return {
+        **speed(
+            Work(sum(tokens), sum(flops)),
+            recipe.images_per_epoch,
+            seconds,
+            None if peak is None else peak * run.world.size,
+        ),
+        "peak_memory_gb": max(memory),
+        **{name: sum(column) for name, column in zip(traffic, sent, strict=True)},
+    }
+
+
+def _update(run: Run, batch: Batch, feedback: Feedback) -> UpdateStats:
+    policy, optimizer, ema, recipe = run.policy, run.optimizer, run.ema, run.recipe
+
+    def ready(update: int) -> None:
+        run.log.phase("waiting for rewards")
+        feedback.ready(update)
+        run.log.phase("updating")
+        if update == 0 and run.sampler is not None:
+            # what a batch ahead was drawn with; not sooner, since an outage may still save the run
+            with run.sampling():
+                run.sampler.update()
+
+    what = batch.epoch, batch.samples, batch.conditioning, feedback.advantages
+    if run.old is not None:
+        return update_nft(policy, optimizer, ema, run.old, recipe, *what, ready, run.world)
+    return update_policy(policy, optimizer, ema, recipe, *what, batch.v_ref, ready, run.world)
+
+
+def _after_epoch(run: Run, batch: Batch, scores: Scores) -> None:
+    """Validation, sample grid and checkpoint when they are due, and the way out on a signal."""
+    recipe, epoch = run.recipe, batch.epoch + 1
+    if _due(epoch, recipe.evaluation.every, recipe.epochs):
+        _validate(run, epoch)
+    if recipe.logging.image_every and epoch % recipe.logging.image_every == 0:
+        _log_grid(run, batch)
+    stopping = run.asked_to_stop()
+    if stopping or _due(epoch, recipe.checkpoints.every, recipe.epochs):
+        run.save()
+    mean = scores.mean()
+    note = "no scores" if mean is None else f"reward {mean:.3f}"
+    run.log.advance(epoch, recipe.epochs, note)
+    if stopping:
+        raise Interrupted(f"stopped after epoch {epoch}; saved")
+
+
+def _log_grid(run: Run, batch: Batch) -> None:
+    """The samples of the first eight prompts."""
+    group = run.recipe.sampling.group_size
+    rows = [row for row in batch.samples.rows if row < 8 * group]
+    images = run.world.gather_rows(rows, stack_images(batch.images)[: len(rows)])
+    if run.world.is_main:
+        run.log.images("samples", batch.epoch + 1, image_grid(images, columns=group))
+
+
+def _leave_waiting(run: Run) -> None:
+    if run.asked_to_stop():
+        run.save()
+        raise Interrupted(
+            f"stopped while epoch {run.progress.epoch + 1} waited for scores; saved before it"
+        )
+
+
+def _due(epoch: int, every: int, last: int) -> bool:
+    return every > 0 and (epoch % every == 0 or epoch == last)
+
+
+def _hold(run: Run, update: int, down: list[str]) -> Callable[[], None]:
+    """Saves the run during an outage; the result raises Interrupted once a signal asks to leave."""
+    if update == 0:
+        run.save()
+    saved = "the run saved" if update == 0 else "the last checkpoint stands"
+    return _wait_for(run, "the epoch", saved, down)
+
+
+def _wait_for(run: Run, what: str, saved: str, down: list[str]) -> Callable[[], None]:
+    run.log.say(
+        f"no scores from {', '.join(down)}: {what} is held and {saved}; waiting up to "
+        f"{run.recipe.scoring.outage_wait_s:.0f} s for the service"
+    )
+
+    def still_wanted() -> None:
+        if run.asked_to_stop():
+            raise Interrupted(f"stopped while {what} waited for scores; {saved}")
+
+    return still_wanted
+
+
+def _hold_evaluation(run: Run, down: list[str]) -> Callable[[], None]:
+    # not saved: a run resumed from here would lack this evaluation
+    return _wait_for(run, "the evaluation", "the last checkpoint stands", down)
+
+
+def _validate(run: Run, epoch: int) -> None:
+    if "validation" not in run.prompts:
+        return
+    run.log.phase("validating")
+    with run.averaged():
+        result = evaluate(
+            run.policy,
+            run.scorer,
+            run.recipe,
+            run.prompts["validation"],
+            run.recipe.evaluation.images_per_prompt,
+            world=run.world,
+            hold=partial(_hold_evaluation, run),
+        )
+    run.progress.reward_wait_seconds += result.scores.wait_s
+    score = result.scores.mean()
+    best = run.progress.best_score
+    if score is not None and (best is None or score > best):
+        run.progress.best_score, run.progress.best_epoch = score, epoch
+        run.checkpoints.save_best(run.policy, run.ema)
+    run.log.metrics("validation", epoch, result.summary())
+
+
+def _heldout(run: Run, name: str) -> Evaluation | None:
+    """Evaluates the held-out prompts and keeps the pictures; None when there are none, or when a
+    resumed run has done it already."""
+    if "heldout" not in run.prompts or (name == "before" and run.progress.epoch > 0):
+        return None
+    run.log.phase("evaluating held-out prompts")
+    result = evaluate(
+        run.policy,
+        run.scorer,
+        run.recipe,
+        run.prompts["heldout"],
+        run.recipe.evaluation.heldout_images_per_prompt,
+        world=run.world,
+        hold=partial(_hold_evaluation, run),
+    )
+    if run.world.is_main:
+        _keep_heldout(run.folder / "heldout", name, result)
+    run.log.metrics(f"heldout_{name}", run.progress.epoch, result.summary())
+    run.log.say(f"held-out prompts, {name} training: {_format(result.scores.mean())}")
+    return result
+
+
+def _keep_heldout(folder: Path, name: str, result: Evaluation) -> None:
+    folder.mkdir(exist_ok=True)
+    np.savez_compressed(
+        folder / f"{name}.npz",
+        images=result.images,
+        prompts=np.array(result.prompts),
+        values=result.scores.values,
+    )
+    (folder / f"{name}.json").write_text(json.dumps(result.summary(), indent=2) + "\n")
+
+
+def _finish(run: Run) -> Evaluation | None:
+    """Loads the weights that were best on validation (else the final EMA) and evaluates them."""
+    if run.checkpoints.load_best(run.policy):
+        return _heldout(run, "after")
+    with run.averaged():
+        return _heldout(run, "after")
+
+
+def _log_epoch(
+    run: Run,
+    batch: Batch,
+    scores: Scores,
+    advantages: Advantages,
+    stats: UpdateStats,
+    timing: dict[str, float],
+) -> None:
+    epoch, tolerance = batch.epoch, ratio_tolerance(run.recipe)
+    if stats.ratio_error > tolerance and batch.staleness == 0:
+        run.log.say(
+            f"[yellow]epoch {epoch + 1}: the on-policy ratio is off by {stats.ratio_error:.1e} "
+            f"(tolerance {tolerance:.1e}); run `flow-grpo doctor`[/yellow]"
+        )
+    failures = scores.failures()
+    run.log.metrics(
+        "train",
+        epoch + 1,
+        {
+            "reward": scores.mean(),
+            **scores.reward_means(),
+            **advantages.metrics,
+            **stats.means(),
+            "ratio_error": stats.ratio_error,
+            "staleness": batch.staleness,
+            "grad_norm": stats.grad_norm,
+            "learning_rate": stats.learning_rate,
+            "updates": run.progress.updates,
+            "window": [run.recipe.window(epoch).start, run.recipe.window(epoch).stop],
+            "failed": int((~scores.valid).sum()),
+            **({"failures": failures} if failures else {}),
+            **timing,
+        },
+    )
+    hashes = _image_hashes(run, batch)
+    run.log.audit(audit_rows(epoch + 1, batch.prompts, hashes, scores, advantages))
+
+
+def _image_hashes(run: Run, batch: Batch) -> list[str]:
+    """Of all samples, in the order of their rows."""
+    hashes = map(image_hash, stack_images(batch.images))
+    mine = list(zip(batch.samples.rows, hashes, strict=True))
+    return [found for _, found in sorted(chain.from_iterable(run.world.exchange(mine)))]
+
+
+def _write_summary(run: Run, before: Evaluation | None, after: Evaluation | None) -> dict[str, Any]:
+    progress = run.progress
+    summary = {
+        "recipe": run.recipe.name,
+        "seed": run.recipe.seed,
+        "epochs": progress.epoch,
+        "heldout_before": _stored_score(run.folder, "before"),
+        "heldout_after": after.scores.mean() if after else None,
+        "best_validation": progress.best_score,
+        "best_epoch": progress.best_epoch,
+        "train_wall_seconds": round(progress.train_seconds, 2),
+        "reward_wait_fraction": round(
+            progress.reward_wait_seconds / max(progress.train_seconds, 1e-9), 5
+        ),
+        "train_steps": run.recipe.sampling.num_steps,
+        "eval_steps": run.recipe.evaluation.num_steps,
+        "rewards": progress.revisions,
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "diffusers", "transformers", "peft")},
+        },
+        "device": str(run.policy.device),
+        "processes": run.world.size,
+    }
+    if run.world.is_main:
+        (run.folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    return summary
+
+
+def _stored_score(folder: Path, name: str) -> float | None:
+    path = folder / "heldout" / f"{name}.json"
+    return json.loads(path.read_text())["score"] if path.exists() else None
+
+
+def _format(score: float | None) -> str:
+    return "no scores" if score is None else f"{score:.3f}"
+
+
+@contextmanager
+def _signals(run: Run) -> Iterator[None]:
+    """SIGINT and SIGTERM ask the run to save and leave; a second one ends it at once. Not under
+    torchrun: there it is the same signal, passed on, and torchrun ends what takes too long."""
+
+    def ask(number: int, frame: Any) -> None:
+        run.stopping = True
+        if run.world.size > 1:
+            run.log.say("stopping: saving first")
+            return
+        for name, handler in previous.items():
+            signal.signal(name, handler)
+        run.log.say("stopping: saving first (once more to stop at once)")
+
+    names = (signal.SIGINT, signal.SIGTERM)
+    previous = {name: signal.signal(name, ask) for name in names}
+    try:
+        yield
+    finally:
+        for name, handler in previous.items():
+            signal.signal(name, handler)

@@ -1,0 +1,1 @@
+"""An epoch's optimizer steps."""

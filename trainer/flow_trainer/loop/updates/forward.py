@@ -1,0 +1,124 @@
+"""One epoch's updates on the forward process: noise the finished samples again, match velocities."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from flow_trainer.algorithm.advantages import Advantages
+from flow_trainer.algorithm.ema import Ema
+from flow_trainer.algorithm.noise import forward_noise, forward_steps
+from flow_trainer.algorithm.objectives.awm import awm_objective
+from flow_trainer.algorithm.objectives.nft import Noised, nft_objective
+from flow_trainer.algorithm.trajectory import Trajectories
+from flow_trainer.loop.finite import check_step
+from flow_trainer.loop.updates.descend import UpdateStats, descend
+from flow_trainer.loop.updates.replay import prompts_of
+from flow_trainer.models.conditioning import Conditioning
+from flow_trainer.models.policy import Policy
+from flow_trainer.parallel.world import ALONE, World
+from flow_trainer.recipe import Recipe
+
+
+def update_nft(
+    policy: Policy,
+    optimizer: torch.optim.Optimizer,
+    ema: Ema | None,
+    old: Ema,
+    recipe: Recipe,
+    epoch: int,
+    samples: Trajectories,
+    conditioning: Conditioning,
+    advantages: Advantages,
+    ready: Callable[[int], None] | None = None,
+    world: World = ALONE,
+) -> UpdateStats:
+    """`updates_per_epoch` optimizer steps, then `old`, the policy that samples, follows.
+
+    Every sample is noised to `recipe.forward_steps` noise levels of the sampling schedule, other
+    ones for each sample. Samples without a score are left out; those of a group whose rewards are
+    all equal are not: they hold the policy near `old`. `ready` as in `update_policy`. Raises
+    NonFiniteError.
+    """
+    stats = UpdateStats()
+    values = advantages.values.flatten()
+    used = advantages.used.flatten()
+
+    def loss(rows: range, offsets: list[int], update: int, stats: UpdateStats) -> Tensor:
+        batch = slice(rows.start, rows.stop)
+        step, v_ref = _noised(policy, old, recipe, epoch, samples, conditioning, rows, offsets)
+        repeat = len(offsets)
+        advantage = values[batch].to(step.v).repeat_interleave(repeat)
+        objective, diagnostics = _objective(recipe, step, advantage)
+        if v_ref is not None:
+            kl = _mean_square(step.v, v_ref)
+            objective = objective + recipe.update.beta * kl
+            diagnostics["kl"] = kl.detach()
+        if recipe.forward.old_beta > 0:
+            objective = objective + recipe.forward.old_beta * _mean_square(step.v, step.v_old)
+        kept = used[batch].to(objective.device).repeat_interleave(repeat)
+        named = {"velocity": step.v, "old velocity": step.v_old, "loss": objective}
+        check_step(named, rows, torch.arange(repeat).repeat(len(rows)))
+        stats.add({**diagnostics, "loss": objective.detach()}, len(objective))
+        return torch.where(kept, objective, 0.0).sum()
+
+    steps = list(range(recipe.forward_steps))
+    descend(policy, optimizer, ema, recipe, epoch, steps, used, loss, stats, ready, world)
+    old.update(recipe.update.updates_per_epoch)
+    return stats
+
+
+def _objective(
+    recipe: Recipe, step: Noised, advantages: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
+    if recipe.update.objective == "nft":
+        return nft_objective(
+            step,
+            advantages,
+            strength=recipe.forward.strength,
+            advantage_clip=recipe.advantage.clip,
+        )
+    return awm_objective(
+        step,
+        advantages,
+        weighting=recipe.forward.weighting,
+        clip_range=recipe.update.clip_range,
+    )
+
+
+def _noised(
+    policy: Policy,
+    old: Ema,
+    recipe: Recipe,
+    epoch: int,
+    samples: Trajectories,
+    conditioning: Conditioning,
+    rows: range,
+    offsets: list[int],
+) -> tuple[Noised, Tensor | None]:
+    """Rows at their noise levels number `offsets`, sample-major, and the reference's velocity there
+    when there is a KL term."""
+    keys = samples.keys[samples.at(rows)]
+    device, repeat = samples.x_0.device, len(offsets)
+    x_0 = samples.x_0[samples.at(rows)].repeat_interleave(repeat, 0)
+    noise = forward_noise(recipe.seed, epoch, keys, policy.latent_shape, offsets)
+    noise = noise.flatten(0, 1).to(device)
+    steps = forward_steps(recipe.seed, epoch, keys, recipe.sampling.num_steps)[:, offsets]
+    sigma = samples.sigmas[steps.flatten().to(device)]
+    column = sigma.view(-1, *[1] * (x_0.ndim - 1))
+    x_t = (1 - column) * x_0 + column * noise
+    texts = conditioning[prompts_of(recipe, rows, device)].repeat(repeat)
+    with torch.no_grad(), old.swapped():
+        v_old = policy.velocity(x_t, sigma, texts)
+    v_ref = None
+    if recipe.update.beta > 0:
+        with torch.no_grad(), policy.reference():
+            v_ref = policy.velocity(x_t, sigma, texts)
+    v = policy.velocity(x_t, sigma, texts)
+    return Noised(x_0, noise, x_t, sigma, v, v_old), v_ref
+
+
+def _mean_square(a: Tensor, b: Tensor) -> Tensor:
+    return ((a - b) ** 2).flatten(1).mean(1)

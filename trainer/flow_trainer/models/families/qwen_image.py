@@ -1,0 +1,93 @@
+"""Qwen-Image: packed latents, prompts of any length, guidance rescaled to the conditional's norm."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers import QwenImagePipeline
+from torch import Tensor
+
+from flow_trainer.algorithm.schedule import dynamic_shift_sigmas, linear_mu
+from flow_trainer.models.conditioning import Conditioning, join
+from flow_trainer.models.families.family import Family
+from flow_trainer.models.families.packing import pack, unpack
+from flow_trainer.recipe import Model
+
+LORA_TARGETS = [
+    "attn.to_q",
+    "attn.to_k",
+    "attn.to_v",
+    "attn.to_out.0",
+    "attn.add_q_proj",
+    "attn.add_k_proj",
+    "attn.add_v_proj",
+    "attn.to_add_out",
+    "img_mlp.net.0.proj",
+    "img_mlp.net.2",
+    "txt_mlp.net.0.proj",
+    "txt_mlp.net.2",
+]
+
+
+def sigmas(scheduler: Any, num_steps: int, tokens: int) -> Tensor:
+    mu = linear_mu(scheduler, tokens)
+    return dynamic_shift_sigmas(num_steps, mu, terminal=scheduler.shift_terminal)
+
+
+def encode(pipeline: Any, config: Model, prompts: list[str], device: torch.device) -> Conditioning:
+    tokens, mask = pipeline.encode_prompt(
+        prompt=prompts, device=device, max_sequence_length=config.max_sequence_length
+    )
+    return Conditioning(tokens, mask=None if mask is None else mask.bool())
+
+
+def velocity(
+    transformer: Any,
+    config: Model,
+    x: Tensor,
+    sigma: Tensor,
+    conditioning: Conditioning,
+    null: Conditioning | None,
+) -> Tensor:
+    _, _, height, width = x.shape
+    if null is not None:
+        x, sigma = torch.cat([x, x]), torch.cat([sigma, sigma])
+        conditioning = join([null, conditioning])
+    v = transformer(
+        hidden_states=pack(x),
+        timestep=sigma,
+        encoder_hidden_states=conditioning.tokens,
+        encoder_hidden_states_mask=conditioning.mask,
+        img_shapes=[[(1, height // 2, width // 2)]] * len(x),
+        return_dict=False,
+    )[0].float()
+    if null is not None:
+        v_null, v_prompt = v.chunk(2)
+        v = v_null + config.guidance * (v_prompt - v_null)
+        # per token, guidance then changes the direction alone
+        v = v * (v_prompt.norm(dim=-1, keepdim=True) / v.norm(dim=-1, keepdim=True))
+    return unpack(v, height, width)
+
+
+def unscale(vae: Any, x_0: Tensor) -> Tensor:
+    """(B, C, h, w) to the (B, C, 1, h, w) of a video VAE."""
+    mean, std = (
+        torch.tensor(values, device=x_0.device).view(1, -1, 1, 1, 1)
+        for values in (vae.config.latents_mean, vae.config.latents_std)
+    )
+    return x_0[:, :, None] * std + mean
+
+
+FAMILY = Family(
+    pipeline_class=QwenImagePipeline,
+    text_encoders=("text_encoder",),
+    lora_targets=LORA_TARGETS,
+    latent_channels=lambda transformer: transformer.in_channels // 4,
+    classifier_free=True,
+    load_options=lambda config: {},
+    sigmas=sigmas,
+    encode=encode,
+    velocity=velocity,
+    unscale=unscale,
+)

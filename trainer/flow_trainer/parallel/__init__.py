@@ -1,0 +1,1 @@
+"""Several processes: who does what, and how the transformer is divided among them."""

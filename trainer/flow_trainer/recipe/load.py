@@ -1,0 +1,81 @@
+"""From a file to a checked recipe, and back."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from flow_trainer.errors import ConfigError
+from flow_trainer.recipe.checks import check_recipe
+from flow_trainer.recipe.overrides import apply_override, resolve_paths
+from flow_trainer.recipe.recipe import Recipe
+from flow_trainer.recipe.rewards import Reward
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Reads a recipe and applies `--set a.b=c` overrides (values in TOML; bare words are strings).
+
+    TOML, whose relative paths of prompts, and of models that exist as a folder, are taken from the
+    recipe's folder; or the resolved recipe.json of a run. Raises ConfigError.
+    """
+    path = Path(path)
+    resolved = path.suffix == ".json"
+    try:
+        text = path.read_text(encoding="utf-8")
+        data = json.loads(text) if resolved else tomllib.loads(text)
+    except FileNotFoundError:
+        known = ", ".join(sorted(p.name for p in path.parent.glob("*.toml"))) or "none"
+        raise ConfigError(f"no recipe {path} (recipes there: {known})") from None
+    except (tomllib.TOMLDecodeError, json.JSONDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from None
+    for override in overrides:
+        apply_override(data, override)
+    if not resolved:
+        resolve_paths(data, path.parent)
+    return parse_recipe(data, source=str(path))
+
+
+def parse_recipe(data: dict[str, Any], source: str = "recipe") -> Recipe:
+    """Raises ConfigError with a line for everything that is wrong."""
+    try:
+        recipe = Recipe.model_validate(data)
+        check_recipe(recipe)
+    except ValidationError as error:
+        lines = [_explain(data, detail) for detail in error.errors()]
+        raise ConfigError(f"{source}:\n  " + "\n  ".join(lines)) from None
+    except ValueError as error:
+        raise ConfigError(f"{source}:\n  recipe: {error}") from None
+    return recipe
+
+
+def save_resolved(recipe: Recipe, path: Path) -> None:
+    """The complete recipe as JSON, for `load_recipe`."""
+    path.write_text(json.dumps(recipe.model_dump(), indent=2) + "\n", encoding="utf-8")
+
+
+def _explain(data: dict[str, Any], detail: Any) -> str:
+    where = ".".join(str(part) for part in detail["loc"]) or "recipe"
+    if detail["type"] != "extra_forbidden":
+        return f"{where}: {detail['msg'].removeprefix('Value error, ')}"
+    known = _fields_at(detail["loc"][:-1])
+    nearest = difflib.get_close_matches(str(detail["loc"][-1]), known, n=1, cutoff=0.5)
+    hint = f"did you mean {nearest[0]}?" if nearest else f"known keys: {', '.join(known)}"
+    return f"{where}: unknown key; {hint}"
+
+
+def _fields_at(location: tuple[int | str, ...]) -> list[str]:
+    section: Any = Recipe
+    for part in location:
+        if isinstance(section, type) and issubclass(section, BaseModel):
+            section = section.model_fields[str(part)].annotation
+        if section == dict[str, Reward]:
+            section = dict
+        elif section is dict:
+            section = Reward
+    return list(section.model_fields) if isinstance(section, type) and section is not dict else []

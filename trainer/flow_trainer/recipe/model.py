@@ -1,0 +1,80 @@
+"""[model]: which weights, at what size, in which precision, and what of them trains."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from flow_trainer.recipe.section import Section
+
+FAMILY_DEFAULTS: dict[str, dict[str, Any]] = {
+    "sd3": {},
+    "flux": {
+        "dtype": "bfloat16",
+        "guidance": 3.5,
+        "max_sequence_length": 512,
+        "lora_rank": 64,
+        "lora_alpha": 128,
+    },
+    "qwen_image": {
+        "dtype": "bfloat16",
+        "guidance": 4.0,
+        "max_sequence_length": 1024,
+        "lora_rank": 64,
+        "lora_alpha": 128,
+    },
+}
+"""Where a family's published recipes differ from the fields' defaults, which are SD3.5's."""
+
+
+class Model(Section):
+    family: Literal["sd3", "flux", "qwen_image"] = "sd3"
+    path: str
+    """Hub id, or a folder in diffusers' pipeline layout (relative: to the recipe's own folder)."""
+    revision: str | None = None
+    height: int = Field(default=512, ge=8)
+    """Pixels."""
+    width: int = Field(default=512, ge=8)
+    dtype: Literal["float32", "float16", "bfloat16"] = "float16"
+    """Autocast type of the transformer on a GPU; weights that train stay float32. CPUs use float32."""
+    guidance: float = Field(default=4.5, ge=1.0)
+    """Guidance scale in sampling and training. SD3 and Qwen-Image: classifier-free, 1 means none
+    (half the cost). FLUX: an input of the model."""
+    max_sequence_length: int = Field(default=128, ge=0)
+    """Text tokens; for SD3 those of T5, 0 for checkpoints without it."""
+    tuning: Literal["lora", "full"] = "lora"
+    lora_rank: int = Field(default=32, ge=1)
+    lora_alpha: int = Field(default=64, ge=1)
+    adapter: str | None = None
+    """Adapter to start from, or to evaluate: a folder or hub repository in peft's layout (the
+    published Flow-GRPO adapters) or an adapter/ of a run. Its rank and targets count. The reference
+    of a KL term stays the model without it."""
+    gradient_checkpointing: bool = False
+    compile: bool = False
+    """torch.compile of the transformer's blocks, the same for sampling and replay."""
+    attention: Literal[
+        "native",
+        "native_flash",
+        "native_cudnn",
+        "native_efficient",
+        "native_math",
+        "flash",
+        "flash_hub",
+        "xformers",
+    ] = "native"
+    """What computes attention, in sampling and replay alike. native: torch's choice among its own
+    kernels; native_...: one of them. The others, for FLUX and Qwen-Image, need their packages:
+    flash-attn, kernels, xformers."""
+    offload: bool = False
+    """Text encoders and VAE stay in host memory and visit the GPU for each use."""
+    prompt_cache_gb: float = Field(default=16.0, gt=0)
+    """Host memory for encoded prompts. When all prompts of the recipe fit, the text encoders are freed
+    before training; else prompts are encoded as they come."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _family_defaults(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        return {**FAMILY_DEFAULTS.get(str(data.get("family")), {}), **data}

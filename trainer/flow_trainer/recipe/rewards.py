@@ -1,0 +1,42 @@
+"""[rewards.NAME], [scoring] and [advantage]: from images to what the update weighs them by."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from flow_trainer.recipe.section import Section
+
+
+class Reward(Section):
+    url: str | list[str]
+    """http://, https://, grpc:// or grpcs:// address of the service, or of several replicas."""
+    weight: float = 1.0
+    clip: tuple[float, float] | None = None
+    """Least and largest score that counts."""
+    normalise: Literal["none", "prompt", "global"] = "none"
+    """Before weighting: to mean 0 and standard deviation 1 in its group, or over the epoch."""
+    token_env: str | None = None
+    """Name of the environment variable that holds the bearer token."""
+
+
+class Scoring(Section):
+    timeout_s: float = Field(default=120.0, gt=0)
+    """Per sample, all retries included; a later score is masked."""
+    min_group: int = Field(default=2, ge=2)
+    """Groups with fewer scored members are dropped from the update."""
+    outage_wait_s: float = Field(default=3600.0, ge=0)
+    """How long to hold an epoch in which a reward scored nothing because it was unreachable."""
+    encoding: Literal["raw", "png", "jpeg"] = "raw"
+    overlap: Literal["sampling", "updates", "epoch"] = "sampling"
+    """What goes on while rewards score. sampling: the rest of the epoch's sampling. updates: also the
+    updates, each of which waits for its own share's scores only; same result. epoch: also the next
+    epoch's sampling, whose samples are then one update old when they are trained on."""
+
+
+class Advantage(Section):
+    std: Literal["prompt", "global", "none", "gdpo"] = "prompt"
+    """What a group's rewards, less their mean, are divided by: the group's standard deviation, the
+    epoch's, or 1. gdpo: each reward by its group's, then their weighted sum by the epoch's."""
+    clip: float = Field(default=5.0, gt=0)

@@ -1,0 +1,37 @@
+"""[evaluation], [parallel], [checkpoints] and [logging]: how a run goes about it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from flow_trainer.recipe.section import Section
+
+
+class Evaluation(Section):
+    every: int = Field(default=10, ge=0)
+    """Epochs between validation runs; 0: never."""
+    num_steps: int = Field(default=40, ge=1)
+    """T of the ODE sampler, with EMA weights."""
+    images_per_prompt: int = Field(default=1, ge=1)
+    heldout_images_per_prompt: int = Field(default=1, ge=1)
+
+
+class Parallel(Section):
+    sharding: Literal["auto", "none", "full", "hybrid"] = "auto"
+    """How several processes hold the transformer. none: each all of it. full: each a part (FSDP2).
+    hybrid: parts within a node, a copy per node. auto: none for LoRA, hybrid for full fine-tuning."""
+
+
+class Checkpoints(Section):
+    every: int = Field(default=10, ge=1)
+    """Epochs."""
+    keep: int = Field(default=2, ge=1)
+
+
+class Logging(Section):
+    tensorboard: bool = True
+    wandb_project: str | None = None
+    image_every: int = Field(default=10, ge=0)
+    """Epochs between sample grids; 0: none."""

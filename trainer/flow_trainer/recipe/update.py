@@ -1,0 +1,72 @@
+"""[update], [forward] and [ema]: the objective and the steps of its optimizer."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from flow_trainer.recipe.section import Section
+
+
+class Update(Section):
+    objective: Literal["clip", "guard", "dppo", "nft", "awm"] = "clip"
+    """On the sampled trajectories: clip: PPO's ratio clip (the paper). guard: the clip of a ratio
+    normalised per step (GRPO-Guard). dppo: no clip, a mask by exact KL (Flow-DPPO). On finished
+    samples that are noised again, see [forward]: nft (DiffusionNFT), awm (advantage-weighted
+    matching)."""
+    clip_range: float = Field(default=1e-4, gt=0)
+    """e of the ratio's clip; for dppo, the KL per element above which a step is masked. Log-ratios
+    are means over a latent's elements, so the useful range depends on resolution."""
+    kl: Literal["none", "gaussian", "gaussian_unscaled", "velocity"] = "none"
+    beta: float = Field(default=0.0, ge=0)
+    """Weight of the KL term; not portable between KL forms."""
+    updates_per_epoch: int = Field(default=2, ge=1)
+    trained_steps: int | None = Field(default=None, ge=1)
+    """Train a random subset of the window of this size, drawn per epoch (default: all of it). On the
+    forward process: noise levels per sample (default: num_steps - 1)."""
+    steps_per_forward: int = Field(default=1, ge=1)
+    """Window steps replayed in one transformer forward (a performance knob)."""
+    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
+    """adamw8bit: moments in 8 bits (needs bitsandbytes), a quarter of their memory."""
+    learning_rate: float = Field(default=3e-4, gt=0)
+    warmup_updates: int = Field(default=0, ge=0)
+    final_learning_rate: float = Field(default=1.0, ge=0, le=1)
+    """Fraction of learning_rate reached linearly at the last update; 1 keeps it constant."""
+    adam_beta1: float = Field(default=0.9, ge=0, lt=1)
+    adam_beta2: float = Field(default=0.999, ge=0, lt=1)
+    adam_eps: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=1e-4, ge=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+
+    @property
+    def needs_old_means(self) -> bool:
+        return self.objective in ("guard", "dppo")
+
+    @property
+    def forward_process(self) -> bool:
+        return self.objective in ("nft", "awm")
+
+
+class Forward(Section):
+    """Objectives nft and awm. An old policy, a moving average of the trained one, draws the samples.
+    After every epoch, k optimizer steps in all, it keeps d = min(old_rate (k - old_start), old_max)
+    of itself."""
+
+    strength: float = Field(default=1.0, gt=0, le=1)
+    """b of DiffusionNFT."""
+    weighting: Literal["uniform", "t", "t2", "huber", "ghuber"] = "ghuber"
+    """How AWM weighs the matching loss over noise levels."""
+    old_start: int = Field(default=0, ge=0)
+    old_rate: float = Field(default=0.001, ge=0)
+    old_max: float = Field(default=0.5, ge=0, lt=1)
+    """0: the old policy is the current one of the epoch's start."""
+    old_beta: float = Field(default=0.0, ge=0)
+    """Weight of mean((v - v_old)^2)."""
+
+
+class Ema(Section):
+    enabled: bool = True
+    decay: float = Field(default=0.9, ge=0, lt=1)
+    interval: int = Field(default=8, ge=1)
+    """Optimizer steps between EMA updates."""

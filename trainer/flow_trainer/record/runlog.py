@@ -1,0 +1,193 @@
+"""Everything a run writes while it goes: metrics.jsonl and audit.jsonl always, TensorBoard by
+default, Weights & Biases when asked for; rich progress on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from flow_trainer.errors import ConfigError
+from flow_trainer.recipe import Logging, Recipe
+
+LOG_FILES = ("metrics.jsonl", "audit.jsonl")
+
+
+class RunLog:
+    """Opens the log files of a run; `offsets` (from a checkpoint) cut what a killed run wrote after
+    its last checkpoint, so that a resumed run logs every epoch once."""
+
+    def __init__(
+        self, run: Path, recipe: Recipe, *, offsets: Mapping[str, int] | None = None
+    ) -> None:
+        run.mkdir(parents=True, exist_ok=True)
+        self._run = run
+        self._files = {}
+        for name in LOG_FILES:
+            path = run / name
+            with path.open("ab") as file:
+                file.truncate((offsets or {}).get(name, 0))
+            self._files[name] = path.open("a", encoding="utf-8")
+        self._tensorboard = _tensorboard(run, recipe.logging)
+        self._wandb = _wandb(run, recipe)
+        self.console = Console(stderr=True, highlight=False)
+        self._progress = _progress(self.console)
+        self._task = self._progress.add_task("train", total=recipe.epochs, note="", phase="")
+        self._started = time.perf_counter()
+
+    def offsets(self) -> dict[str, int]:
+        """Bytes written so far, all of them durable."""
+        for file in self._files.values():
+            file.flush()
+            os.fsync(file.fileno())
+        return {name: file.tell() for name, file in self._files.items()}
+
+    def metrics(self, kind: str, epoch: int, values: Mapping[str, Any]) -> None:
+        """One line of metrics.jsonl; numbers also go to TensorBoard and W&B under `kind/name`."""
+        self._write("metrics.jsonl", {"kind": kind, "epoch": epoch, **values})
+        scalars = {f"{kind}/{k}": v for k, v in values.items() if isinstance(v, (int, float))}
+        if self._tensorboard is not None:
+            for name, value in scalars.items():
+                self._tensorboard.add_scalar(name, value, epoch)
+        if self._wandb is not None:
+            self._wandb.log({**scalars, "epoch": epoch})
+
+    def audit(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """One line per sample: prompt, scores, sub-scores, revision, advantage, image hash."""
+        for row in rows:
+            self._write("audit.jsonl", row)
+
+    def images(self, name: str, epoch: int, grid: np.ndarray) -> Path | None:
+        """Saves a grid (H, W, 3) uint8 under RUN/images and shows it in TensorBoard and W&B."""
+        from PIL import Image
+
+        path = self._run / "images" / f"{name}_{epoch:05d}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(grid).save(path)
+        if self._tensorboard is not None:
+            self._tensorboard.add_image(name, grid, epoch, dataformats="HWC")
+        if self._wandb is not None:
+            self._wandb.log_image(name, grid, epoch)
+        return path
+
+    def say(self, message: str) -> None:
+        self.console.print(message)
+
+    def start(self, epoch: int) -> None:
+        self._started = time.perf_counter()
+        self._first = epoch
+        if self.console.is_terminal:
+            self._progress.update(self._task, completed=epoch)
+            self._progress.start()
+
+    def phase(self, text: str) -> None:
+        """What is going on within an epoch, on a terminal: epochs of large models take minutes."""
+        if self.console.is_terminal:
+            self._progress.update(self._task, phase=text)
+            self._progress.start()
+
+    def advance(self, epoch: int, total: int, note: str) -> None:
+        """Epoch `epoch` (1-based) of `total` is done."""
+        self._progress.update(self._task, completed=epoch, note=note)
+        if not self.console.is_terminal:
+            elapsed = time.perf_counter() - self._started
+            left = elapsed / max(epoch - self._first, 1) * (total - epoch)
+            self.say(f"epoch {epoch}/{total}  {note}  eta {left:.0f}s")
+
+    def close(self) -> None:
+        self._progress.stop()
+        for file in self._files.values():
+            file.close()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+    def _write(self, name: str, row: Mapping[str, Any]) -> None:
+        # allow_nan=False: a NaN in the log would be a failure that looks like a number
+        self._files[name].write(json.dumps(row, allow_nan=False) + "\n")
+        self._files[name].flush()
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        TextColumn("[bold]{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeElapsedColumn(),
+        TextColumn("eta"),
+        TimeRemainingColumn(),
+        TextColumn("[dim]{task.fields[phase]}"),
+        console=console,
+    )
+
+
+def _tensorboard(run: Path, config: Logging) -> Any:
+    if not config.tensorboard:
+        return None
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(run / "tensorboard"))
+
+
+class _Wandb:
+    """Weights & Biases; imported only when the recipe names a project."""
+
+    def __init__(self, run: Path, recipe: Recipe) -> None:
+        try:
+            import wandb
+        except ImportError:
+            raise ConfigError(
+                "logging.wandb_project is set but wandb is not installed: "
+                "pip install 'flow-rewards[wandb]'"
+            ) from None
+        self._wandb = wandb
+        self._run = wandb.init(
+            project=recipe.logging.wandb_project,
+            name=run.name,
+            dir=str(run),
+            config=recipe.model_dump(exclude={"rewards"}),
+            resume="allow",
+            id=run.name,
+        )
+
+    def log(self, values: Mapping[str, Any]) -> None:
+        self._run.log(dict(values))
+
+    def log_image(self, name: str, grid: np.ndarray, epoch: int) -> None:
+        self._run.log({name: self._wandb.Image(grid), "epoch": epoch})
+
+    def finish(self) -> None:
+        self._run.finish()
+
+
+def _wandb(run: Path, recipe: Recipe) -> _Wandb | None:
+    return _Wandb(run, recipe) if recipe.logging.wandb_project else None
+
+
+def image_grid(images: np.ndarray, columns: int, scale: int = 1, gap: int = 2) -> np.ndarray:
+    """(N, H, W, 3) uint8 to one picture, row by row, on white; `scale` repeats pixels."""
+    n, height, width, _ = images.shape
+    rows = -(-n // columns)
+    cell_h, cell_w = height * scale + gap, width * scale + gap
+    grid = np.full((rows * cell_h + gap, columns * cell_w + gap, 3), 255, np.uint8)
+    for i, image in enumerate(images):
+        top, left = gap + i // columns * cell_h, gap + i % columns * cell_w
+        big = image.repeat(scale, 0).repeat(scale, 1)
+        grid[top : top + height * scale, left : left + width * scale] = big
+    return grid
