@@ -4,7 +4,7 @@
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -14,13 +14,16 @@ from flow_trainer.algorithm.advantages import Advantages, group_advantages
 from flow_trainer.algorithm.ema import Ema, old_policy_rule
 from flow_trainer.errors import NonFiniteError, RatioError
 from flow_trainer.loop.ratio import check_ratio, measure_ratio
+from flow_trainer.loop.update import UPDATES
+from flow_trainer.loop.updates import forward, trajectory
 from flow_trainer.loop.updates.descend import learning_rate
-from flow_trainer.loop.updates.forward import update_nft
+from flow_trainer.loop.updates.forward import update_forward
 from flow_trainer.loop.updates.replay import reference_velocities, trained_steps
 from flow_trainer.loop.updates.trajectory import update_policy
 from flow_trainer.models.load import load_policy
 from flow_trainer.models.policy import Policy
-from flow_trainer.recipe import Recipe, parse_recipe
+from flow_trainer.recipe import Recipe, Update, parse_recipe
+from flow_trainer.recipe.update import OnFinishedSamples, OnTrajectories
 from policy_steps import CPU, PROMPTS, changed, made_up_advantages, sample, update
 
 
@@ -64,6 +67,16 @@ def test_first_update_has_ratio_one(policy: Policy, recipe_data: dict[str, Any])
         assert any(not torch.equal(a, b) for a, b in zip(after, before, strict=True))
 
 
+def test_every_objective_has_its_line() -> None:
+    assert tuple(trajectory.OBJECTIVES) == get_args(OnTrajectories)
+    assert tuple(forward.OBJECTIVES) == get_args(OnFinishedSamples)
+    kinds = {
+        Update(objective=name).trains_on
+        for name in (*get_args(OnTrajectories), *forward.OBJECTIVES)
+    }
+    assert kinds == set(UPDATES)
+
+
 @pytest.mark.parametrize("objective", ["guard", "dppo"])
 def test_objectives_that_compare_means(
     policy: Policy, recipe_data: dict[str, Any], objective: str
@@ -88,7 +101,9 @@ def forward_update(
     advantages = made_up_advantages(recipe)
     if not used:
         advantages.used[:] = False
-    stats = update_nft(policy, optimizer, None, old, recipe, 0, samples, conditioning, advantages)
+    stats = update_forward(
+        policy, optimizer, None, old, recipe, 0, samples, conditioning, advantages
+    )
     return stats, optimizer, old
 
 

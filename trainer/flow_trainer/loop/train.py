@@ -23,9 +23,8 @@ from flow_trainer.loop.feedback import Feedback
 from flow_trainer.loop.ratio import check_ratio, ratio_tolerance
 from flow_trainer.loop.run import Run, note_revisions, open_run
 from flow_trainer.loop.sampling import Batch, sample, sample_again
+from flow_trainer.loop.update import update
 from flow_trainer.loop.updates.descend import UpdateStats
-from flow_trainer.loop.updates.forward import update_nft
-from flow_trainer.loop.updates.trajectory import update_policy
 from flow_trainer.models.policy import Work
 from flow_trainer.parallel.world import open_world, pick_device, restarted
 from flow_trainer.recipe import Recipe
@@ -78,7 +77,7 @@ def _epochs(run: Run) -> None:
         feedback = Feedback(
             recipe, run.scorer, batch.jobs, partial(_hold, run), partial(_leave_waiting, run)
         )
-        stats = _update(run, batch, feedback)
+        stats = update(run, batch, feedback)
         ended = time.perf_counter()
         run.progress.epoch = epoch + 1
         run.progress.updates += stats.updates
@@ -120,24 +119,6 @@ def _meters(run: Run, seconds: float) -> dict[str, float]:
         "peak_memory_gb": max(memory),
         **{name: sum(column) for name, column in zip(traffic, sent, strict=True)},
     }
-
-
-def _update(run: Run, batch: Batch, feedback: Feedback) -> UpdateStats:
-    policy, optimizer, ema, recipe = run.policy, run.optimizer, run.ema, run.recipe
-
-    def ready(update: int) -> None:
-        run.log.phase("waiting for rewards")
-        feedback.ready(update)
-        run.log.phase("updating")
-        if update == 0 and run.sampler is not None:
-            # what a batch ahead was drawn with; not sooner, since an outage may still save the run
-            with run.sampling():
-                run.sampler.update()
-
-    what = batch.epoch, batch.samples, batch.conditioning, feedback.advantages
-    if run.old is not None:
-        return update_nft(policy, optimizer, ema, run.old, recipe, *what, ready, run.world)
-    return update_policy(policy, optimizer, ema, recipe, *what, batch.v_ref, ready, run.world)
 
 
 def _after_epoch(run: Run, batch: Batch, scores: Scores) -> None:

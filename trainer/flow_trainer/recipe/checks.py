@@ -3,8 +3,10 @@ loads. Every check raises ValueError with the keys and the fix."""
 
 from __future__ import annotations
 
+from typing import get_args
+
 from flow_trainer.recipe.recipe import Recipe
-from flow_trainer.recipe.update import Forward
+from flow_trainer.recipe.update import Forward, OnFinishedSamples
 
 
 def check_recipe(recipe: Recipe) -> None:
@@ -80,9 +82,10 @@ def _objective(recipe: Recipe) -> None:
             "beyond it adds it with the wrong sign"
         )
     if u.forward_process != (s.dynamics == "ode"):
+        names = ", ".join(get_args(OnFinishedSamples))
         raise ValueError(
             f"update.objective = {u.objective} does not go with sampling.dynamics = {s.dynamics}: "
-            "nft and awm train on finished samples of the ode, the others on the stochastic steps of "
+            f"{names} train on finished samples of the ode, the others on the stochastic steps of "
             "flow_sde, cps or dance_sde"
         )
 
@@ -92,7 +95,8 @@ def _forward_process(recipe: Recipe) -> None:
     if not u.forward_process:
         if recipe.forward != Forward():
             raise ValueError(
-                f"[forward] belongs to update.objective = nft and awm, not to {u.objective}"
+                f"[forward] belongs to update.objective = {', '.join(get_args(OnFinishedSamples))}, "
+                f"not to {u.objective}"
             )
         return
     if s.same_latent:

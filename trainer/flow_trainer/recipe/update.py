@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import Field
 
 from flow_trainer.recipe.section import Section
 
+OnTrajectories = Literal["clip", "guard", "dppo"]
+OnFinishedSamples = Literal["nft", "awm"]
+
 
 class Update(Section):
-    objective: Literal["clip", "guard", "dppo", "nft", "awm"] = "clip"
+    objective: Literal[OnTrajectories, OnFinishedSamples] = "clip"
     """On the sampled trajectories: clip: PPO's ratio clip (the paper). guard: the clip of a ratio
     normalised per step (GRPO-Guard). dppo: no clip, a mask by exact KL (Flow-DPPO). On finished
     samples that are noised again, see [forward]: nft (DiffusionNFT), awm (advantage-weighted
@@ -44,8 +47,12 @@ class Update(Section):
         return self.objective in ("guard", "dppo")
 
     @property
+    def trains_on(self) -> Literal["trajectories", "finished samples"]:
+        return "trajectories" if self.objective in get_args(OnTrajectories) else "finished samples"
+
+    @property
     def forward_process(self) -> bool:
-        return self.objective in ("nft", "awm")
+        return self.trains_on == "finished samples"
 
 
 class Forward(Section):

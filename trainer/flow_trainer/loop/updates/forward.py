@@ -21,8 +21,20 @@ from flow_trainer.models.policy import Policy
 from flow_trainer.parallel.world import ALONE, World
 from flow_trainer.recipe import Recipe
 
+Objective = Callable[[Recipe, Noised, Tensor], tuple[Tensor, dict[str, Tensor]]]
+"""(recipe, noised samples, advantages (B,)) to (loss (B,), diagnostics)."""
 
-def update_nft(
+OBJECTIVES: dict[str, Objective] = {
+    "nft": lambda r, step, a: nft_objective(
+        step, a, strength=r.forward.strength, advantage_clip=r.advantage.clip
+    ),
+    "awm": lambda r, step, a: awm_objective(
+        step, a, weighting=r.forward.weighting, clip_range=r.update.clip_range
+    ),
+}
+
+
+def update_forward(
     policy: Policy,
     optimizer: torch.optim.Optimizer,
     ema: Ema | None,
@@ -51,7 +63,7 @@ def update_nft(
         step, v_ref = _noised(policy, old, recipe, epoch, samples, conditioning, rows, offsets)
         repeat = len(offsets)
         advantage = values[batch].to(step.v).repeat_interleave(repeat)
-        objective, diagnostics = _objective(recipe, step, advantage)
+        objective, diagnostics = OBJECTIVES[recipe.update.objective](recipe, step, advantage)
         if v_ref is not None:
             kl = _mean_square(step.v, v_ref)
             objective = objective + recipe.update.beta * kl
@@ -68,24 +80,6 @@ def update_nft(
     descend(policy, optimizer, ema, recipe, epoch, steps, used, loss, stats, ready, world)
     old.update(recipe.update.updates_per_epoch)
     return stats
-
-
-def _objective(
-    recipe: Recipe, step: Noised, advantages: Tensor
-) -> tuple[Tensor, dict[str, Tensor]]:
-    if recipe.update.objective == "nft":
-        return nft_objective(
-            step,
-            advantages,
-            strength=recipe.forward.strength,
-            advantage_clip=recipe.advantage.clip,
-        )
-    return awm_objective(
-        step,
-        advantages,
-        weighting=recipe.forward.weighting,
-        clip_range=recipe.update.clip_range,
-    )
 
 
 def _noised(

@@ -1,0 +1,72 @@
+"""An epoch's updates, chosen by what the objective trains on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from flow_trainer.algorithm.advantages import Advantages
+from flow_trainer.loop.feedback import Feedback
+from flow_trainer.loop.run import Run
+from flow_trainer.loop.sampling import Batch
+from flow_trainer.loop.updates.descend import UpdateStats
+from flow_trainer.loop.updates.forward import update_forward
+from flow_trainer.loop.updates.trajectory import update_policy
+
+Ready = Callable[[int], None]
+"""Called with the number of an update before it begins; blocks until its advantages are there."""
+
+
+def update(run: Run, batch: Batch, feedback: Feedback) -> UpdateStats:
+    """The optimizer steps on `batch`, each once `feedback` has what it needs."""
+
+    def ready(number: int) -> None:
+        run.log.phase("waiting for rewards")
+        feedback.ready(number)
+        run.log.phase("updating")
+        if number == 0 and run.sampler is not None:
+            # what a batch ahead was drawn with; not sooner, since an outage may still save the run
+            with run.sampling():
+                run.sampler.update()
+
+    return UPDATES[run.recipe.update.trains_on](run, batch, feedback.advantages, ready)
+
+
+def _on_trajectories(run: Run, batch: Batch, advantages: Advantages, ready: Ready) -> UpdateStats:
+    return update_policy(
+        run.policy,
+        run.optimizer,
+        run.ema,
+        run.recipe,
+        batch.epoch,
+        batch.samples,
+        batch.conditioning,
+        advantages,
+        batch.v_ref,
+        ready,
+        run.world,
+    )
+
+
+def _on_finished_samples(
+    run: Run, batch: Batch, advantages: Advantages, ready: Ready
+) -> UpdateStats:
+    assert run.old is not None
+    return update_forward(
+        run.policy,
+        run.optimizer,
+        run.ema,
+        run.old,
+        run.recipe,
+        batch.epoch,
+        batch.samples,
+        batch.conditioning,
+        advantages,
+        ready,
+        run.world,
+    )
+
+
+UPDATES: dict[str, Callable[[Run, Batch, Advantages, Ready], UpdateStats]] = {
+    "trajectories": _on_trajectories,
+    "finished samples": _on_finished_samples,
+}
