@@ -3,35 +3,33 @@
 from __future__ import annotations
 
 import json
-import platform
 import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from importlib.metadata import version
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from flow_trainer.algorithm.advantages import Advantages
 from flow_trainer.errors import Interrupted
-from flow_trainer.loop.evaluate import Evaluation, evaluate, stack_images
+from flow_trainer.loop.epoch_log import (
+    log_epoch,
+    log_grid,
+    meters,
+    restart_meters,
+    write_summary,
+)
+from flow_trainer.loop.evaluate import Evaluation, evaluate
 from flow_trainer.loop.feedback import Feedback
-from flow_trainer.loop.ratio import check_ratio, ratio_tolerance
+from flow_trainer.loop.ratio import check_ratio
 from flow_trainer.loop.run import Run, note_revisions, open_run
 from flow_trainer.loop.sampling import Batch, sample, sample_again
 from flow_trainer.loop.update import update
-from flow_trainer.loop.updates.descend import UpdateStats
-from flow_trainer.models.policy import Work
 from flow_trainer.parallel.world import open_world, pick_device, restarted
 from flow_trainer.recipe import Recipe
-from flow_trainer.record.audit import audit_rows, image_hash
-from flow_trainer.record.runlog import image_grid
 from flow_trainer.record.scores import Scores
-from flow_trainer.record.throughput import peak_flops, peak_memory_gb, reset_peak_memory, speed
 
 
 def train(recipe: Recipe, folder: Path, *, resume: bool = False) -> dict[str, Any]:
@@ -50,7 +48,7 @@ def train(recipe: Recipe, folder: Path, *, resume: bool = False) -> dict[str, An
                 before = _heldout(run, "before")
                 _epochs(run)
                 after = _finish(run)
-            return _write_summary(run, before, after)
+            return write_summary(run, before, after)
         finally:
             run.log.close()
             run.scorer.close()
@@ -65,7 +63,7 @@ def _epochs(run: Run) -> None:
     run.log.start(run.progress.epoch)
     ahead = sample_again(run)
     for epoch in range(run.progress.epoch, recipe.epochs):
-        _restart_meters(run)
+        restart_meters(run)
         started, cpu = time.perf_counter(), time.process_time()
         # SAMPLING: images leave for the rewards while the next micro-batch is drawn
         batch = ahead or sample(run, epoch)
@@ -89,36 +87,11 @@ def _epochs(run: Run) -> None:
             "update_s": ended - sampled - feedback.wait_s,
             "epoch_s": ended - started,
             "epoch_cpu_s": time.process_time() - cpu,
-            **_meters(run, ended - started),
+            **meters(run, ended - started),
         }
         note_revisions(run, feedback.scores.revisions())
-        _log_epoch(run, batch, feedback.scores, feedback.advantages, stats, timing)
+        log_epoch(run, batch, feedback.scores, feedback.advantages, stats, timing)
         _after_epoch(run, batch, feedback.scores)
-
-
-def _restart_meters(run: Run) -> None:
-    run.policy.take_work()
-    run.scorer.traffic.take()
-    reset_peak_memory(run.policy.device)
-
-
-def _meters(run: Run, seconds: float) -> dict[str, float]:
-    recipe, device = run.recipe, run.policy.device
-    peak = peak_flops(device, recipe.model.dtype)
-    traffic = run.scorer.traffic.take()
-    work = run.policy.take_work()
-    ranks = run.world.exchange([work.tokens, work.flops, peak_memory_gb(device), *traffic.values()])
-    tokens, flops, memory, *sent = zip(*ranks, strict=True)
-    return {
-        **speed(
-            Work(sum(tokens), sum(flops)),
-            recipe.images_per_epoch,
-            seconds,
-            None if peak is None else peak * run.world.size,
-        ),
-        "peak_memory_gb": max(memory),
-        **{name: sum(column) for name, column in zip(traffic, sent, strict=True)},
-    }
 
 
 def _after_epoch(run: Run, batch: Batch, scores: Scores) -> None:
@@ -127,7 +100,7 @@ def _after_epoch(run: Run, batch: Batch, scores: Scores) -> None:
     if _due(epoch, recipe.evaluation.every, recipe.epochs):
         _validate(run, epoch)
     if recipe.logging.image_every and epoch % recipe.logging.image_every == 0:
-        _log_grid(run, batch)
+        log_grid(run, batch)
     stopping = run.asked_to_stop()
     if stopping or _due(epoch, recipe.checkpoints.every, recipe.epochs):
         run.save()
@@ -136,15 +109,6 @@ def _after_epoch(run: Run, batch: Batch, scores: Scores) -> None:
     run.log.advance(epoch, recipe.epochs, note)
     if stopping:
         raise Interrupted(f"stopped after epoch {epoch}; saved")
-
-
-def _log_grid(run: Run, batch: Batch) -> None:
-    """The samples of the first eight prompts."""
-    group = run.recipe.sampling.group_size
-    rows = [row for row in batch.samples.rows if row < 8 * group]
-    images = run.world.gather_rows(rows, stack_images(batch.images)[: len(rows)])
-    if run.world.is_main:
-        run.log.images("samples", batch.epoch + 1, image_grid(images, columns=group))
 
 
 def _leave_waiting(run: Run) -> None:
@@ -247,85 +211,6 @@ def _finish(run: Run) -> Evaluation | None:
         return _heldout(run, "after")
     with run.averaged():
         return _heldout(run, "after")
-
-
-def _log_epoch(
-    run: Run,
-    batch: Batch,
-    scores: Scores,
-    advantages: Advantages,
-    stats: UpdateStats,
-    timing: dict[str, float],
-) -> None:
-    epoch, tolerance = batch.epoch, ratio_tolerance(run.recipe)
-    if stats.ratio_error > tolerance and batch.staleness == 0:
-        run.log.say(
-            f"[yellow]epoch {epoch + 1}: the on-policy ratio is off by {stats.ratio_error:.1e} "
-            f"(tolerance {tolerance:.1e}); run `flow-grpo doctor`[/yellow]"
-        )
-    failures = scores.failures()
-    run.log.metrics(
-        "train",
-        epoch + 1,
-        {
-            "reward": scores.mean(),
-            **scores.reward_means(),
-            **advantages.metrics,
-            **stats.means(),
-            "ratio_error": stats.ratio_error,
-            "staleness": batch.staleness,
-            "grad_norm": stats.grad_norm,
-            "learning_rate": stats.learning_rate,
-            "updates": run.progress.updates,
-            "window": [run.recipe.window(epoch).start, run.recipe.window(epoch).stop],
-            "failed": int((~scores.valid).sum()),
-            **({"failures": failures} if failures else {}),
-            **timing,
-        },
-    )
-    hashes = _image_hashes(run, batch)
-    run.log.audit(audit_rows(epoch + 1, batch.prompts, hashes, scores, advantages))
-
-
-def _image_hashes(run: Run, batch: Batch) -> list[str]:
-    """Of all samples, in the order of their rows."""
-    hashes = map(image_hash, stack_images(batch.images))
-    mine = list(zip(batch.samples.rows, hashes, strict=True))
-    return [found for _, found in sorted(chain.from_iterable(run.world.exchange(mine)))]
-
-
-def _write_summary(run: Run, before: Evaluation | None, after: Evaluation | None) -> dict[str, Any]:
-    progress = run.progress
-    summary = {
-        "recipe": run.recipe.name,
-        "seed": run.recipe.seed,
-        "epochs": progress.epoch,
-        "heldout_before": _stored_score(run.folder, "before"),
-        "heldout_after": after.scores.mean() if after else None,
-        "best_validation": progress.best_score,
-        "best_epoch": progress.best_epoch,
-        "train_wall_seconds": round(progress.train_seconds, 2),
-        "reward_wait_fraction": round(
-            progress.reward_wait_seconds / max(progress.train_seconds, 1e-9), 5
-        ),
-        "train_steps": run.recipe.sampling.num_steps,
-        "eval_steps": run.recipe.evaluation.num_steps,
-        "rewards": progress.revisions,
-        "versions": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("torch", "diffusers", "transformers", "peft")},
-        },
-        "device": str(run.policy.device),
-        "processes": run.world.size,
-    }
-    if run.world.is_main:
-        (run.folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    return summary
-
-
-def _stored_score(folder: Path, name: str) -> float | None:
-    path = folder / "heldout" / f"{name}.json"
-    return json.loads(path.read_text())["score"] if path.exists() else None
 
 
 def _format(score: float | None) -> str:
