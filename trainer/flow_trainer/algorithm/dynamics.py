@@ -46,7 +46,7 @@ class Transition:
         return log_prob.flatten(1).mean(1)
 
 
-Step = Callable[[Tensor, Tensor, Tensor | float, Tensor | float, float, float], Transition]
+Step = Callable[[Tensor, Tensor, Tensor | float, Tensor | float, float, Tensor | float], Transition]
 
 
 def euler(x: Tensor, v: Tensor, sigma: Tensor | float, sigma_next: Tensor | float) -> Tensor:
@@ -61,7 +61,7 @@ def flow_sde(
     sigma: Tensor | float,
     sigma_next: Tensor | float,
     noise_level: float,
-    sigma_max: float,
+    sigma_max: Tensor | float,
 ) -> Transition:
     """Flow-GRPO's step (arXiv 2505.05470, eq. 9), diffusion g = a sqrt(sigma / (1 - sigma)).
 
@@ -79,7 +79,7 @@ def dance_sde(
     sigma: Tensor | float,
     sigma_next: Tensor | float,
     noise_level: float,
-    sigma_max: float,
+    sigma_max: Tensor | float,
 ) -> Transition:
     """DanceGRPO's step (arXiv 2505.07818): the same drift with constant diffusion g = eta."""
     x, v, s, u = _prepare(x, v, sigma, sigma_next, noise_level)
@@ -92,7 +92,7 @@ def cps(
     sigma: Tensor | float,
     sigma_next: Tensor | float,
     noise_level: float,
-    sigma_max: float,
+    sigma_max: Tensor | float,
 ) -> Transition:
     """Flow-CPS (arXiv 2509.05952): predicted noise is swapped for fresh noise, so that the total
     noise coefficient stays sigma_next.

@@ -82,6 +82,7 @@ def log_epoch(
             "ratio_error": stats.ratio_error,
             "staleness": batch.staleness,
             "grad_norm": stats.grad_norm,
+            **_scaling(run, stats),
             "learning_rate": stats.learning_rate,
             "updates": run.progress.updates,
             "window": [run.recipe.window(epoch).start, run.recipe.window(epoch).stop],
@@ -92,6 +93,18 @@ def log_epoch(
     )
     hashes = _image_hashes(run, batch)
     run.log.audit(audit_rows(epoch + 1, batch.prompts, hashes, scores, advantages))
+
+
+def _scaling(run: Run, stats: UpdateStats) -> dict[str, float]:
+    """What float16 did to the epoch's updates; says so when one was skipped."""
+    if not run.scale.dynamic:
+        return {}
+    if stats.skipped:
+        run.log.say(
+            f"[yellow]a float16 gradient overflowed: {stats.skipped} of {stats.skipped + stats.updates} "
+            f"updates skipped, the loss scale is now {run.scale.value:g}[/yellow]"
+        )
+    return {"loss_scale": run.scale.value, "skipped_updates": stats.skipped}
 
 
 def _image_hashes(run: Run, batch: Batch) -> list[str]:

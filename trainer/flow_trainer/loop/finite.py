@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from flow_trainer.errors import NonFiniteError
 
-ADVICE = "lower update.learning_rate, or use model.dtype = bfloat16; the last checkpoint is intact"
+ADVICE = "lower update.learning_rate, or use model.dtype = float32; the last checkpoint is intact"
 
 
 class FiniteWatch:
@@ -37,28 +37,47 @@ class FiniteWatch:
         )
 
 
-def check_step(tensors: Mapping[str, Tensor], rows: range, steps: Tensor) -> None:
-    """Raises NonFiniteError for the first of `tensors`, in their order, with a row that is not finite.
-    Their rows are sample-major, len(steps) / len(rows) steps of each sample of `rows`; the last tensor
-    depends on all others and is looked at first, so that the good case costs one look."""
-    if torch.isfinite(list(tensors.values())[-1]).all():
-        return
-    repeats = len(steps) // len(rows)
-    for name, tensor in tensors.items():
-        bad = ~torch.isfinite(tensor.detach()).reshape(len(tensor), -1).all(1)
-        if bad.any():
-            index = int(bad.nonzero()[0])
-            raise NonFiniteError(
-                f"the {name} of sample {rows[index // repeats]} at step {int(steps[index])} is not "
-                f"finite in the update; {ADVICE}"
-            )
+class StepWatch:
+    """The same for an update: it looks at every replay's tensors and judges once, at the end."""
+
+    def __init__(self) -> None:
+        self._seen: list[tuple[range, Tensor, list[str], Tensor]] = []
+
+    def see(self, tensors: Mapping[str, Tensor], rows: range, steps: Tensor) -> None:
+        """`tensors` have sample-major rows, len(steps) / len(rows) steps of each sample of `rows`."""
+        flags = [torch.isfinite(t.detach()).reshape(len(t), -1).all(1) for t in tensors.values()]
+        self._seen.append((rows, steps, list(tensors), torch.stack(flags)))
+
+    def check(self) -> None:
+        """Raises NonFiniteError for the first tensor with a row that is not finite, in the order in
+        which they were seen; forgets them otherwise."""
+        seen, self._seen = self._seen, []
+        if not seen or torch.stack([flags.all() for *_, flags in seen]).all():
+            return
+        rows, steps, names, flags = next(entry for entry in seen if not entry[-1].all())
+        number, index = (~flags).nonzero()[0].tolist()
+        repeats = len(steps) // len(rows)
+        raise NonFiniteError(
+            f"the {names[number]} of sample {rows[index // repeats]} at step {int(steps[index])} is "
+            f"not finite in the update; {ADVICE}"
+        )
 
 
-def check_gradients(norm: Tensor, parameters: Mapping[str, nn.Parameter], update: int) -> None:
-    """Raises NonFiniteError, with the first parameter concerned, unless the gradients' `norm` is
-    finite."""
-    if torch.isfinite(norm):
-        return
+def gradient_error(parameters: Mapping[str, nn.Parameter], update: int) -> NonFiniteError:
+    """Names the first parameter whose gradient is not finite."""
     bad = [n for n, p in parameters.items() if p.grad is not None and not p.grad.isfinite().all()]
     where = f"the gradient of {bad[0]} ({len(bad)} in all)" if bad else "the gradients' norm"
-    raise NonFiniteError(f"{where} is not finite in update {update}; {ADVICE}")
+    return NonFiniteError(f"{where} is not finite in update {update}; {ADVICE}")
+
+
+def vanished_error(update: int, dtype: torch.dtype, scale: float) -> NonFiniteError:
+    """For a loss whose gradient is lost on its way through the network."""
+    name = str(dtype).removeprefix("torch.")
+    if dtype == torch.float16:
+        fix = f" below the smallest number of float16 at loss scale {scale:g}; use model.dtype = float32"
+    else:
+        fix = "; look for a detached or frozen part of the model"
+    return NonFiniteError(
+        f"the gradient norm is 0 in update {update} although advantages are not: the gradient is lost "
+        f"in the network, which computes in {name}{fix}"
+    )

@@ -37,7 +37,7 @@ def transition(recipe: Recipe, sigmas: Tensor, steps: Tensor, x: Tensor, v: Tens
     """
     step = DYNAMICS[recipe.sampling.dynamics]
     noise_level = recipe.sampling.noise_level
-    return step(x, v, sigmas[steps], sigmas[steps + 1], noise_level, float(sigmas[1]))
+    return step(x, v, sigmas[steps], sigmas[steps + 1], noise_level, sigmas[1])
 
 
 @torch.no_grad()

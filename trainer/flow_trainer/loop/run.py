@@ -12,6 +12,7 @@ import torch
 from flow_trainer.algorithm.ema import Ema, ema_rule, old_policy_rule
 from flow_trainer.errors import ConfigError
 from flow_trainer.loop.scoring import Scorer
+from flow_trainer.loop.updates.loss_scale import LossScale, make_loss_scale
 from flow_trainer.loop.updates.optimizers import make_optimizer
 from flow_trainer.models.load import load_policy
 from flow_trainer.models.policy import Policy
@@ -31,6 +32,7 @@ class Run:
     folder: Path
     policy: Policy
     optimizer: torch.optim.Optimizer
+    scale: LossScale
     ema: Ema | None
     old: Ema | None
     """The policy that samples, where that is not the trained one (nft, awm)."""
@@ -59,6 +61,7 @@ class Run:
 
     def save(self) -> None:
         self.progress.log_offsets = self.log.offsets()
+        self.progress.loss_scale = self.scale.state_dict()
         averages = _averages(self.ema, self.old, self.sampler)
         self.checkpoints.save(self.policy, self.optimizer, averages, self.progress)
 
@@ -93,6 +96,7 @@ def open_run(
             "parallel.sharding = none"
         )
     optimizer = make_optimizer(u, parameters)
+    scale = make_loss_scale(policy, recipe)
     ema = old = sampler = None
     if recipe.ema.enabled:
         ema = Ema(parameters, ema_rule(recipe.ema.decay, recipe.ema.interval))
@@ -114,12 +118,14 @@ def open_run(
             f"{recipe.share} images be a multiple of {world.size} x sampling.micro_batch[/yellow]"
         )
     if progress is not None:
+        scale.load_state_dict(progress.loss_scale)
         log.say(f"resuming after epoch {progress.epoch}")
     run = Run(
         recipe,
         folder,
         policy,
         optimizer,
+        scale,
         ema,
         old,
         sampler,

@@ -44,6 +44,7 @@ def _on_trajectories(run: Run, batch: Batch, advantages: Advantages, ready: Read
         batch.v_ref,
         ready,
         run.world,
+        run.scale,
     )
 
 
@@ -63,6 +64,7 @@ def _on_finished_samples(
         advantages,
         ready,
         run.world,
+        run.scale,
     )
 
 

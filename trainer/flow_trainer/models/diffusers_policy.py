@@ -42,12 +42,12 @@ class DiffusersPolicy:
         self.device = device
         self._family = family
         self._config = config
-        self._dtype = _dtype(config, device)
+        self.dtype = _dtype(config, device)
         if pipeline is None:
-            pipeline = _load_pipeline(family, config, self._dtype)
+            pipeline = _load_pipeline(family, config, self.dtype)
         self._pipeline: Any = pipeline
         transformer, pipeline.transformer = pipeline.transformer, None
-        if not config.offload:
+        if not config.offload and device.type != "cpu":
             pipeline.to(device)
         if mesh is None:  # else it goes to the devices in parts, and need not fit on one
             transformer.to(device)
@@ -69,6 +69,7 @@ class DiffusersPolicy:
             transformer, config, family.lora_targets, with_reference=with_reference, mesh=mesh
         )
         self._prompts = PromptCache(self._encode, config.prompt_cache_gb)
+        self._empty: Conditioning | None = None
 
     def sigmas(self, num_steps: int) -> Tensor:
         _, height, width = self.latent_shape
@@ -112,19 +113,31 @@ class DiffusersPolicy:
     def _has_null(self) -> bool:
         return self._family.classifier_free and self._config.guidance > 1
 
+    def _null(self, rows: int) -> Conditioning | None:
+        """The empty prompt, as the transformer takes it; kept on the device."""
+        if not self._has_null:
+            return None
+        if self._empty is None:
+            self._empty = self.encode([""]).to(self.dtype)
+        return self._empty.repeat(rows)
+
     def velocity(self, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
-        null = None
-        if self._has_null:
-            null = self.encode([""]).to(self._dtype).repeat(len(x))
+        null = self._null(len(x))
         rows = len(x) if null is None else 2 * len(x)
         self._rows[conditioning.tokens.shape[1], torch.is_grad_enabled()] += rows
-        with torch.autocast(self.device.type, self._dtype, enabled=self._dtype != torch.float32):
+        with torch.autocast(
+            self.device.type,
+            self.dtype,
+            enabled=self.dtype != torch.float32,
+            # it would keep a second copy of all weights for as long as the forward lasts
+            cache_enabled=self._config.tuning == "lora",
+        ):
             return self._family.velocity(
                 self._tuning.transformer,
                 self._config,
-                x.to(self._dtype),
+                x.to(self.dtype),
                 sigma.to(self.device),
-                conditioning.to(self._dtype),
+                conditioning.to(self.dtype),
                 null,
             )
 
@@ -180,4 +193,6 @@ def _load_pipeline(family: Family, config: Model, dtype: torch.dtype) -> Any:
 
 
 def _dtype(config: Model, device: torch.device) -> torch.dtype:
-    return torch.float32 if device.type == "cpu" else getattr(torch, config.dtype)
+    if device.type == "cpu" and not config.autocast_on_cpu:
+        return torch.float32
+    return getattr(torch, config.dtype)

@@ -28,6 +28,8 @@ class Policy(Protocol):
     """A flow-matching model x_sigma = (1 - sigma) x_0 + sigma eps that predicts v = eps - x_0."""
 
     device: torch.device
+    dtype: torch.dtype
+    """In which the transformer computes; weights that train are float32 and `velocity` gives float32."""
     latent_shape: tuple[int, int, int]
 
     def sigmas(self, num_steps: int) -> Tensor:

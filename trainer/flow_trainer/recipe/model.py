@@ -38,6 +38,8 @@ class Model(Section):
     width: int = Field(default=512, ge=8)
     dtype: Literal["float32", "float16", "bfloat16"] = "float16"
     """Autocast type of the transformer on a GPU; weights that train stay float32. CPUs use float32."""
+    autocast_on_cpu: bool = False
+    """Compute in `dtype` on a CPU too: slow, but shows its precision where there is no GPU."""
     guidance: float = Field(default=4.5, ge=1.0)
     """Guidance scale in sampling and training. SD3 and Qwen-Image: classifier-free, 1 means none
     (half the cost). FLUX: an input of the model."""

@@ -8,7 +8,7 @@
         old.safetensors              the policy that samples (nft and awm)
         sampler.safetensors          what drew the next epoch already (scoring.overlap = "epoch")
         optimizer.safetensors        AdamW's moments
-        state.json                   counters, best score, metrics offset
+        state.json                   counters, loss scale, best score, metrics offset
         adapter/                     EMA weights as diffusers loads them
 
 Where parameters are sharded, weights/, ema/, old/, sampler/ and optimizer/ are folders instead, in which
@@ -25,7 +25,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -54,6 +54,8 @@ class Progress:
     reward_wait_seconds: float = 0.0
     revisions: dict[str, str] | None = None
     """Revision of every reward, as first seen."""
+    loss_scale: dict[str, float] = field(default_factory=dict)
+    """State of the float16 loss scale; empty in checkpoints from before there was one."""
     log_offsets: dict[str, int] | None = None
     """Bytes of each log file that belong to the finished epochs."""
 

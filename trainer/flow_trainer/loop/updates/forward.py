@@ -13,8 +13,8 @@ from flow_trainer.algorithm.noise import forward_noise, forward_steps
 from flow_trainer.algorithm.objectives.awm import awm_objective
 from flow_trainer.algorithm.objectives.nft import Noised, nft_objective
 from flow_trainer.algorithm.trajectory import Trajectories
-from flow_trainer.loop.finite import check_step
 from flow_trainer.loop.updates.descend import UpdateStats, descend
+from flow_trainer.loop.updates.loss_scale import LossScale
 from flow_trainer.loop.updates.replay import prompts_of
 from flow_trainer.models.conditioning import Conditioning
 from flow_trainer.models.policy import Policy
@@ -46,8 +46,9 @@ def update_forward(
     advantages: Advantages,
     ready: Callable[[int], None] | None = None,
     world: World = ALONE,
+    scale: LossScale | None = None,
 ) -> UpdateStats:
-    """`updates_per_epoch` optimizer steps, then `old`, the policy that samples, follows.
+    """`updates_per_epoch` optimizer steps, then `old`, the policy that samples, follows those taken.
 
     Every sample is noised to `recipe.forward_steps` noise levels of the sampling schedule, other
     ones for each sample. Samples without a score are left out; those of a group whose rewards are
@@ -72,13 +73,15 @@ def update_forward(
             objective = objective + recipe.forward.old_beta * _mean_square(step.v, step.v_old)
         kept = used[batch].to(objective.device).repeat_interleave(repeat)
         named = {"velocity": step.v, "old velocity": step.v_old, "loss": objective}
-        check_step(named, rows, torch.arange(repeat).repeat(len(rows)))
+        stats.watch.see(named, rows, torch.arange(repeat).repeat(len(rows)))
+        stats.see_velocity(step.v)
         stats.add({**diagnostics, "loss": objective.detach()}, len(objective))
         return torch.where(kept, objective, 0.0).sum()
 
     steps = list(range(recipe.forward_steps))
-    descend(policy, optimizer, ema, recipe, epoch, steps, used, loss, stats, ready, world)
-    old.update(recipe.update.updates_per_epoch)
+    descend(policy, optimizer, ema, recipe, epoch, steps, used, loss, stats, ready, world, scale)
+    if stats.updates:
+        old.update(stats.updates)
     return stats
 
 

@@ -80,7 +80,8 @@ def make_replay(
 
 def prompts_of(recipe: Recipe, rows: range, device: torch.device) -> Tensor:
     """(len(rows),) int64: which of the epoch's prompts each row belongs to."""
-    return torch.tensor([row // recipe.sampling.group_size for row in rows], device=device)
+    # made on the device: a list would have to be waited for
+    return torch.arange(rows.start, rows.stop, device=device) // recipe.sampling.group_size
 
 
 @torch.no_grad()

@@ -15,9 +15,9 @@ from flow_trainer.algorithm.objectives.dppo import dppo_objective
 from flow_trainer.algorithm.objectives.guard import guard_objective
 from flow_trainer.algorithm.objectives.kl import kl_divergence
 from flow_trainer.algorithm.trajectory import Trajectories
-from flow_trainer.loop.finite import check_step
 from flow_trainer.loop.rollout import transition
 from flow_trainer.loop.updates.descend import UpdateStats, descend
+from flow_trainer.loop.updates.loss_scale import LossScale
 from flow_trainer.loop.updates.replay import Replay, compare, make_replay, trained_steps
 from flow_trainer.models.conditioning import Conditioning
 from flow_trainer.models.policy import Policy
@@ -43,6 +43,7 @@ def update_policy(
     v_ref: dict[int, Tensor] | None = None,
     ready: Callable[[int], None] | None = None,
     world: World = ALONE,
+    scale: LossScale | None = None,
 ) -> UpdateStats:
     """`updates_per_epoch` optimizer steps; the first is on-policy (ratio 1), later ones are not.
 
@@ -67,7 +68,7 @@ def update_policy(
 
     # no advantage, no gradient: failed, dropped or zero-spread groups
     steps = trained_steps(recipe, epoch)
-    descend(policy, optimizer, ema, recipe, epoch, steps, values, loss, stats, ready, world)
+    descend(policy, optimizer, ema, recipe, epoch, steps, values, loss, stats, ready, world, scale)
     return stats
 
 
@@ -99,9 +100,9 @@ def _loss(
         loss = loss + recipe.update.beta * torch.where(advantage != 0, kl, 0.0)
         diagnostics = {**diagnostics, "kl": kl.detach()}
     named = {"velocity": v, "log-probability": replayed.log_prob, "advantage": advantage}
-    check_step({**named, "loss": loss}, rows, steps)
+    stats.watch.see({**named, "loss": loss}, rows, steps)
+    stats.see_velocity(v)
     stats.add({**diagnostics, "loss": loss.detach()}, len(loss))
     if first:
-        error = float((replayed.log_prob.detach() - replay.old_log_prob).exp().sub(1).abs().max())
-        stats.ratio_error = max(stats.ratio_error, error)
+        stats.see_log_ratio(replayed.log_prob - replay.old_log_prob)
     return loss.sum()
