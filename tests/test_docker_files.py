@@ -66,6 +66,18 @@ def test_everything_runs_confined(services: dict[str, Any]) -> None:
         assert "privileged" not in stanza, name
 
 
+def test_the_trainers_image_can_compile(services: dict[str, Any]) -> None:
+    text = (DOCKER / "trainer.Dockerfile").read_text(encoding="utf-8")
+    assert re.search(r"install .*\bgcc libc6-dev\b", text)
+    caches = re.findall(r"(?:TORCHINDUCTOR_CACHE_DIR|TRITON_CACHE_DIR)=(\S+)", text)
+    assert len(caches) == 2
+    # not below /tmp, a tmpfs, which Docker mounts noexec
+    assert all(cache.startswith("/compiled/") for cache in caches)
+    assert "compiled:/compiled" in services["trainer"]["volumes"]
+    assert "/compiled" in (DOCKER / "k8s/trainer/job.yaml").read_text(encoding="utf-8")
+    assert "PYTORCH_ALLOC_CONF=expandable_segments:True" in text
+
+
 def test_ports_are_open_to_this_machine_only_unless_there_is_a_token(
     services: dict[str, Any],
 ) -> None:

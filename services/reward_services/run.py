@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from reward_services.chassis.cli import SettingsError, parse_settings, unknown_variables
 from reward_services.chassis.scorer import Scorer
+from reward_services.chassis.threads import bound_libraries
 
 EXIT_USAGE = 2
 
@@ -29,6 +30,7 @@ def run(
         sys.stderr.write(f"reward-serve {name}: {error}\n")
         return EXIT_USAGE
 
+    bound_libraries()
     # Only now: --help and wrong settings answer without loading web servers.
     from reward_services.serve import serve
 

@@ -14,6 +14,7 @@ from reward_services.chassis.scorer import ScorerSettings
 from reward_services.chassis.settings import ServiceSettings
 
 PREFIX = "REWARD_"
+NO_DEFAULTS: Mapping[str, Any] = {}
 M = TypeVar("M", bound=BaseModel)
 S = TypeVar("S", bound=ScorerSettings)
 
@@ -44,7 +45,7 @@ def parse_settings(
         raise SettingsError(f"reward {reward} reuses names of service settings: {sorted(clash)}")
     flags = vars(_parser(reward, own).parse_args(argv))
     return (
-        _build(ServiceSettings, "", flags, environ),
+        _build(ServiceSettings, "", flags, environ, own.service_defaults),
         _build(own, reward, flags, environ),
     )
 
@@ -85,13 +86,17 @@ def _parser(reward: str, own: type[ScorerSettings]) -> argparse.ArgumentParser:
     )
     if own.model_fields:
         _add_flags(parser.add_argument_group(f"settings of {reward}"), own, reward)
-    _add_flags(parser.add_argument_group("settings of the service"), ServiceSettings, "")
+    service = parser.add_argument_group("settings of the service")
+    _add_flags(service, ServiceSettings, "", own.service_defaults)
     return parser
 
 
-def _add_flags(group: Any, model: type[BaseModel], reward: str) -> None:
+def _add_flags(
+    group: Any, model: type[BaseModel], reward: str, defaults: Mapping[str, Any] = NO_DEFAULTS
+) -> None:
     for name, field in model.model_fields.items():
-        default = "none" if field.default is None else field.default
+        default = defaults.get(name, field.default)
+        default = "none" if default is None else default
         text = f"{_one_line(field.description)} [{env_name(name, reward)}; default: {default}]"
         options: dict[str, Any] = {"help": text.strip().replace("%", "%%"), "dest": name}
         if field.annotation is bool:
@@ -114,8 +119,14 @@ def _metavar(annotation: Any) -> str:
     return getattr(annotation, "__name__", "VALUE").upper()
 
 
-def _build(model: type[M], reward: str, flags: Mapping[str, Any], environ: Mapping[str, str]) -> M:
-    values: dict[str, Any] = {}
+def _build(
+    model: type[M],
+    reward: str,
+    flags: Mapping[str, Any],
+    environ: Mapping[str, str],
+    defaults: Mapping[str, Any] = NO_DEFAULTS,
+) -> M:
+    values: dict[str, Any] = dict(defaults)
     for field in model.model_fields:
         if field in flags:
             values[field] = flags[field]

@@ -21,6 +21,9 @@ class ScorerSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
+    service_defaults: ClassVar[Mapping[str, Any]] = {}
+    """Settings of the service whose default is another for this reward, by name."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:
@@ -50,8 +53,8 @@ class ScorerInfo:
 
 
 class Scorer(ABC):
-    """One reward model. The chassis calls `load` and `score` from one thread of its own, and
-    `prepare` from a pool of threads, before the item joins a batch."""
+    """One reward model. The chassis calls `load` and `score` from one thread of its own (or, with
+    `parallel_batches`, several), and `prepare` from a pool of threads, before the item joins a batch."""
 
     Settings: ClassVar[type[ScorerSettings]] = ScorerSettings
     auto_device: ClassVar[str] = "auto"
@@ -59,6 +62,13 @@ class Scorer(ABC):
 
     def __init__(self, settings: Any) -> None:
         self.settings = settings
+
+    @property
+    def parallel_batches(self) -> int:
+        """How many batches are scored at the same time, each on a thread of its own. More than 1 is for
+        a scorer that waits for an engine elsewhere, so that none waits for another batch's slowest
+        item. Known before `load`."""
+        return 1
 
     @abstractmethod
     def load(self, device: str) -> None:

@@ -36,6 +36,7 @@ from reward_services.chassis.intake import Intake
 from reward_services.chassis.metrics import Metrics
 from reward_services.chassis.scorer import Scorer, ScorerInfo
 from reward_services.chassis.settings import ServiceSettings, resolve_device
+from reward_services.chassis.threads import bound_device_thread, bound_pool_thread
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +75,7 @@ class RewardService:
 
     def __init__(self, name: str, scorer: Scorer, settings: ServiceSettings | None = None) -> None:
         self.name = name
-        self.settings = settings or ServiceSettings()
+        self.settings = settings or ServiceSettings(**scorer.Settings.service_defaults)
         self.state = State.LOADING
         self.metrics = Metrics(name)
         self.device_lost: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
@@ -86,7 +87,12 @@ class RewardService:
         self._device = ""
         self._intake = Intake(scorer, self.settings)
         self._batcher = Batcher(scorer, self.settings, self.metrics, self._on_device_lost)
-        self.pool = ThreadPoolExecutor(self._intake.num_threads, thread_name_prefix="prepare")
+        self.pool = ThreadPoolExecutor(
+            self._intake.num_threads,
+            thread_name_prefix="prepare",
+            # after loading, which imports the libraries that it bounds: only a ready service prepares
+            initializer=bound_pool_thread,
+        )
         self.admission = Admission(
             max_items=self.settings.max_queue_items,
             max_bytes=self.settings.max_queue_bytes,
@@ -165,7 +171,9 @@ class RewardService:
         neither compilation nor allocation."""
         device = self.settings.device
         self._device = resolve_device(self._scorer.auto_device if device == "auto" else device)
+        self._batcher.device = self._device
         self._scorer.load(self._device)
+        bound_device_thread(self._device)
         self._info = self._scorer.info()
         self._intake.prompt_required = self._info.prompt_required
         self._set_state(State.WARMING)

@@ -40,7 +40,8 @@ class EngineError(RuntimeError):
 
 
 class HttpEngine:
-    """Asks all questions of a batch at once, at most `concurrency` at a time, each with retries.
+    """Asks the questions of a batch at once, each with retries; of all parallel batches together, at most
+    `concurrency` at a time.
 
     Connections live as long as one batch: beside generation a new one costs nothing, and nothing is
     left open that nobody closes.
@@ -50,6 +51,7 @@ class HttpEngine:
         """Asks the engine which models it serves. Raises EngineError."""
         assert settings.engine_url is not None
         self._settings = settings
+        self._window = settings.concurrency // settings.parallel_batches
         self._url = settings.engine_url.rstrip("/")
         key = settings.api_key
         self._headers = {"Authorization": f"Bearer {key.get_secret_value()}"} if key else {}
@@ -93,7 +95,7 @@ class HttpEngine:
         return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode('ascii')}"
 
     def _client(self, timeout_s: float | None) -> httpx.AsyncClient:
-        limits = httpx.Limits(max_connections=self._settings.concurrency)
+        limits = httpx.Limits(max_connections=self._window)
         return httpx.AsyncClient(
             headers=self._headers,
             verify=self._verify,
@@ -103,7 +105,7 @@ class HttpEngine:
         )
 
     async def _answer_all(self, questions: Sequence[bytes]) -> list[Answer | ItemFailure]:
-        window = asyncio.Semaphore(self._settings.concurrency)
+        window = asyncio.Semaphore(self._window)
         async with self._client(timeout_s=None) as client:
             return await asyncio.gather(*(self._ask(client, window, q) for q in questions))
 

@@ -40,6 +40,10 @@ class UnifiedRewardScorer(Scorer):
     family: Family
     prompt: PromptTemplate
 
+    @property
+    def parallel_batches(self) -> int:
+        return self.settings.parallel_batches
+
     def load(self, device: str) -> None:
         self.family = FAMILIES[self.settings.family]
         self.prompt = _prompt(self.settings, self.family)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
 
@@ -13,11 +13,17 @@ _LOCAL_ONLY = ("weights", "dtype")
 _ENGINE_ONLY = ("model", "api_key", "concurrency", "retries", "timeout_s", "engine_wait_s")
 
 
+BATCH_ITEMS = 8
+"""Few, since an item's answer waits for those of its batch; many batches are asked at the same time."""
+
+
 def _none(value: object) -> object:
     return None if value == "none" else value
 
 
 class UnifiedRewardSettings(ScorerSettings):
+    service_defaults: ClassVar = {"max_batch_items": BATCH_ITEMS}
+
     family: Literal["v1", "qwen", "acs", "qwenvl"] = "v1"
     """which judge: what is asked and how the answer is read"""
     score: Literal["strict", "flow_grpo"] = "strict"
@@ -39,11 +45,11 @@ class UnifiedRewardSettings(ScorerSettings):
     """engine only: the model's name there, with or without the folder before it; none: the family's"""
     api_key: SecretStr | None = None
     """engine only: the key that it asks for"""
-    concurrency: int = Field(default=32, ge=1, le=1024)
-    """engine only: most items asked at a time (at most max_batch_items are there to ask)"""
+    concurrency: int = Field(default=256, ge=1, le=1024)
+    """engine only: most items asked at a time, in parallel batches of at most 8"""
     retries: int = Field(default=3, ge=0, le=100)
     """engine only: attempts after the first, per item"""
-    timeout_s: float = Field(default=60.0, gt=0)
+    timeout_s: float = Field(default=120.0, gt=0)
     """engine only: time for one item with all its attempts, seconds"""
     engine_wait_s: float = Field(default=0.0, ge=0)
     """engine only: wait this long at the start for an engine that is loading, seconds"""
@@ -52,6 +58,11 @@ class UnifiedRewardSettings(ScorerSettings):
     """in-process only: hub repository[@commit] or local folder; none: the family's repository"""
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     """in-process only: precision; auto: the checkpoint's"""
+
+    @property
+    def parallel_batches(self) -> int:
+        """Batches asked at the same time."""
+        return max(1, self.concurrency // BATCH_ITEMS) if self.engine_url else 1
 
     @field_validator("api_key")
     @classmethod

@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from fake_scorer import FakeSettings
@@ -30,6 +31,20 @@ def test_flags_win_over_environment_over_defaults():
     assert (settings.max_batch_items, own.delay_ms) == (8, 7)
     settings, own = _parse("--max-batch-items", "4", "--delay-ms", "6", **environ)
     assert (settings.max_batch_items, own.delay_ms) == (4, 6)
+
+
+class Smaller(ScorerSettings):
+    service_defaults: ClassVar = {"max_batch_items": 16}
+
+
+def test_a_reward_has_defaults_of_its_own_for_the_service(capsys):
+    settings, _ = parse_settings("smaller", Smaller, [], {})
+    assert settings.max_batch_items == 16
+    settings, _ = parse_settings("smaller", Smaller, [], {"REWARD_MAX_BATCH_ITEMS": "5"})
+    assert settings.max_batch_items == 5
+    with pytest.raises(SystemExit):
+        parse_settings("smaller", Smaller, ["--help"], {})
+    assert "REWARD_MAX_BATCH_ITEMS; default: 16" in " ".join(capsys.readouterr().out.split())
 
 
 def test_switches_and_none():

@@ -229,6 +229,20 @@ def test_the_window_bounds_what_is_asked_at_once():
         assert engine.most_at_once == 4
 
 
+async def test_batches_are_asked_side_by_side_within_the_window():
+    captions = [f"c{i}" for i in range(24)]
+    replies = {caption: [Reply(GOOD.text, delay_s=0.1)] for caption in captions}
+    with scripted_engine(script_of(replies), models=["UnifiedReward-7b-v1.5"]) as engine:
+        settings = UnifiedRewardSettings(engine_url=engine.url, concurrency=16)
+        async with RewardService("unifiedreward", SCORER(settings)) as service:
+            assert service.settings.max_batch_items == 8
+            wire = WireImage(data=GREY.tobytes(), height=8, width=8)
+            items = [Item(prompt=caption, image=wire) for caption in captions]
+            response = await service.score(ScoreRequest(items=items))
+        assert [result.score.value for result in response.results] == [0.9] * 24
+        assert 8 < engine.most_at_once <= 16
+
+
 def test_a_dead_engine_costs_scores_and_not_the_service():
     with judge({}, retries=1) as (scorer, _):
         prepared = [sample(scorer, "a"), sample(scorer, "b")]

@@ -14,7 +14,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from reward_api.errors import ItemFailure, Overloaded, Reason, Unavailable
-from reward_services.chassis.batching.isolation import DeviceLost, Outcome, score_isolated
+from reward_services.chassis.batching.isolation import (
+    DeviceLost,
+    Outcome,
+    check_device,
+    score_isolated,
+)
 from reward_services.chassis.batching.item_queue import Entry, ItemQueue
 from reward_services.chassis.metrics import Metrics
 from reward_services.chassis.scorer import Sample, Scorer
@@ -114,12 +119,14 @@ class Batcher:
         self._cap_until = 0.0
         self._oom_cap_s = settings.oom_cap_s
         self._batch_s: float | None = None
-        self._running_since: float | None = None
+        self._running_since: list[float | None] = [None] * scorer.parallel_batches
         self._lost: BaseException | None = None
         self._loop = asyncio.get_running_loop()
         self._thread: threading.Thread | None = None
         self.tickets: set[Ticket] = set()
         self.key_of = scorer.batch_key
+        self.device = "cpu"
+        """What the scorer was loaded on."""
         self.queue: ItemQueue[Ticket] = ItemQueue(
             max_pixels=settings.max_batch_pixels,
             max_delay_s=settings.max_queue_delay_ms / 1000,
@@ -161,10 +168,11 @@ class Batcher:
         """Seconds until a newcomer's batch starts, by the average of past ones; 0 if unknown."""
         if self._batch_s is None:
             return 0.0
-        wait_s = self.queue.ahead_of(priority) // self._batch_limit() * self._batch_s
-        running_since = self._running_since
-        if running_since is not None:
-            wait_s += max(0.0, running_since + self._batch_s - time.monotonic())
+        running = [since for since in self._running_since if since is not None]
+        threads = len(self._running_since)
+        wait_s = self.queue.ahead_of(priority) // (self._batch_limit() * threads) * self._batch_s
+        if len(running) == threads:
+            wait_s += max(0.0, min(running) + self._batch_s - time.monotonic())
         return wait_s
 
     def _batch_limit(self) -> int:
@@ -184,7 +192,7 @@ class Batcher:
             self._oom_cap_s,
         )
 
-    # On the device thread.
+    # On the device thread, or each of several.
 
     def _device_thread(self, load: Callable[[], None], loaded: asyncio.Future[None]) -> None:
         try:
@@ -193,18 +201,27 @@ class Batcher:
             self._post(_set_exception, loaded, error)
             return
         self._post(_set_result, loaded)
+        for number in range(1, len(self._running_since)):
+            threading.Thread(
+                target=self._score_batches, args=(number,), name=f"device-{number}", daemon=True
+            ).start()
+        self._score_batches(0)
+
+    def _score_batches(self, number: int) -> None:
         try:
             while (batch := self.queue.take(self._batch_limit())) is not None:
-                self._run(batch)
+                self._run(batch, number)
         except BaseException as error:  # the thread ends: every caller must hear of it
             self._post(self._device_lost, error)
 
-    def _run(self, batch: list[Entry[Ticket]]) -> None:
+    def _run(self, batch: list[Entry[Ticket]], number: int) -> None:
         started = time.monotonic()
-        self._running_since = started
+        self._running_since[number] = started
         samples = [entry.sample for entry in batch]
-        outcomes = score_isolated(self._scorer.score, samples, self._lower_cap)
-        self._running_since = None
+        outcomes = score_isolated(
+            self._scorer.score, samples, self._lower_cap, lambda: check_device(self.device)
+        )
+        self._running_since[number] = None
         run = BatchRun(len(batch), started, time.monotonic() - started)
         self._post(self._deliver, batch, outcomes, run)
 

@@ -23,9 +23,12 @@ _OUT_OF_MEMORY = (
     "failed to allocate memory",
     "alloc_failed",
     "bad_alloc",
+    # cuBLAS makes its handle and workspace at its first use, and says no more when memory is short.
+    "cublas_status_not_initialized",
 )
 
-# After these the CUDA context is lost for the process: every later call fails too.
+# After these the CUDA context is lost for the process: every later call fails too. torch's device is
+# asked whether it still computes (`check_device`), so this list is for frameworks that cannot be.
 _DEVICE_LOST = (
     "device-side assert",
     "unspecified launch failure",
@@ -63,32 +66,54 @@ def is_device_lost(error: BaseException) -> bool:
     return error.__cause__ is not None and is_device_lost(error.__cause__)
 
 
+def check_device(device: str) -> None:
+    """Raises DeviceLost when torch's CUDA `device` computes no more. A CUDA error that sticks to the
+    context fails every later call too, whatever its text; on another device, or when torch was never
+    loaded, there is nothing to ask."""
+    torch = sys.modules.get("torch")
+    if torch is None or not device.startswith("cuda"):
+        return
+    try:
+        torch.zeros(1, device=device).item()  # waits for the device
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise DeviceLost(summary(error)) from error
+
+
 def score_isolated(
-    score: ScoreBatch, samples: Sequence[Sample], on_out_of_memory: Callable[[int], None]
+    score: ScoreBatch,
+    samples: Sequence[Sample],
+    on_out_of_memory: Callable[[int], None],
+    probe: Callable[[], None] = lambda: None,
 ) -> list[Outcome]:
     """One outcome per sample, in order.
 
     An exception, or a wrong number of outcomes, halves the batch until the guilty sample stands
     alone and gets MODEL_ERROR (OUT_OF_MEMORY when memory was short). `on_out_of_memory` is told the
-    size that did not fit. Raises DeviceLost.
+    size that did not fit. `probe` raises DeviceLost when the device is gone: it is asked before a
+    sample is blamed. Raises DeviceLost.
     """
     outcomes, error = _try(score, samples)
     if outcomes is not None:
         return [_checked(o, s) for o, s in zip(outcomes, samples, strict=True)]
     assert error is not None
-    if is_out_of_memory(error):
+    is_short = is_out_of_memory(error)
+    if not is_short and is_device_lost(error):
+        raise DeviceLost(summary(error)) from error
+    failure, reason = _failure_of(error), summary(error)
+    del error  # its traceback keeps the failed batch's tensors alive
+    if is_short:
         on_out_of_memory(len(samples))
         _release_memory()
-    elif is_device_lost(error):
-        raise DeviceLost(summary(error)) from error
     if len(samples) == 1:
-        return [_failure_of(error)]
-    logger.warning("a batch of %d failed (%s); halving it", len(samples), summary(error))
-    del error  # its traceback keeps the failed batch's tensors alive
+        if failure.reason in (Reason.MODEL_ERROR, Reason.OUT_OF_MEMORY):
+            probe()
+        return [failure]
+    logger.warning("a batch of %d failed (%s); halving it", len(samples), reason)
     middle = len(samples) // 2
     return [
-        *score_isolated(score, samples[:middle], on_out_of_memory),
-        *score_isolated(score, samples[middle:], on_out_of_memory),
+        *score_isolated(score, samples[:middle], on_out_of_memory, probe),
+        *score_isolated(score, samples[middle:], on_out_of_memory, probe),
     ]
 
 
@@ -135,7 +160,7 @@ def _with_json_details(outcome: ItemScore) -> Outcome:
 
 def _failure_of(error: Exception) -> ItemFailure:
     if isinstance(error, ItemFailure):
-        return error
+        return error.with_traceback(None)
     if is_out_of_memory(error):
         return ItemFailure(
             Reason.OUT_OF_MEMORY, "not enough memory to score this item, even alone in a batch"

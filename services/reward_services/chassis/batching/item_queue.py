@@ -1,5 +1,6 @@
 """The queue between the event loop, which adds and removes items, and the device thread, which
-takes batches. The device thread waits on the queue itself, never on a busy event loop."""
+takes batches. The device thread (of a scorer with parallel batches, each of several) waits on the queue
+itself, never on a busy event loop."""
 
 from __future__ import annotations
 
@@ -67,7 +68,7 @@ class ItemQueue(Generic[T]):
             for entry in entries:
                 entry.queued_at = now
                 lane[entry] = None
-            self._changed.notify()
+            self._changed.notify_all()
 
     def discard(self, entries: Iterable[Entry[T]], priority: int) -> int:
         """Removes what is still queued of `entries`; returns how many that were."""
@@ -82,7 +83,7 @@ class ItemQueue(Generic[T]):
         """Ends `take`; what is still queued stays there."""
         with self._changed:
             self._closed = True
-            self._changed.notify()
+            self._changed.notify_all()
 
     def take(self, max_items: int) -> list[Entry[T]] | None:
         """Waits for items and returns the next batch; None once the queue is closed."""

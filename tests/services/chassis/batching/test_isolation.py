@@ -5,14 +5,17 @@ import weakref
 
 import numpy as np
 import pytest
+import torch
 from fake_scorer import FakeScorer, FakeSettings
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reward_api.errors import ItemFailure, Reason
 from reward_api.wire.messages import ItemScore
+from reward_services.chassis.batching import isolation
 from reward_services.chassis.batching.isolation import (
     DeviceLost,
+    check_device,
     is_device_lost,
     is_out_of_memory,
     score_isolated,
@@ -117,6 +120,53 @@ def test_the_failed_batch_is_freed_before_the_retry():
     assert len(score_isolated(score, _samples("a", "b", "c"), lambda size: None)) == 3
 
 
+def test_the_failed_batch_is_gone_when_memory_is_given_back(monkeypatch):
+    alive, seen = weakref.WeakSet(), []
+
+    class Activation:
+        pass
+
+    def score(batch):
+        mine = Activation()
+        alive.add(mine)
+        if len(batch) > 1:
+            raise MemoryError
+        return [ItemScore(value=1.0) for _ in batch]
+
+    monkeypatch.setattr(isolation, "_release_memory", lambda: seen.append(len(alive)))
+    score_isolated(score, _samples("a", "b"), lambda size: None)
+    assert seen == [0]
+
+
+def test_a_device_that_computes_no_more_is_found_whatever_the_error_says():
+    def lost():
+        raise DeviceLost("the probe failed")
+
+    scorer = FakeScorer(FakeSettings())
+    with pytest.raises(DeviceLost, match="the probe failed"):
+        score_isolated(scorer.score, _samples("a", "boom"), lambda size: None, lost)
+    with pytest.raises(DeviceLost, match="the probe failed"):
+        score_isolated(scorer.score, _samples("oom>0"), lambda size: None, lost)
+
+
+def test_the_device_is_not_asked_for_a_failure_of_the_items_own():
+    asked = []
+
+    def score(batch):
+        raise ItemFailure(Reason.MISSING_METADATA, "no such class")
+
+    outcomes = score_isolated(score, _samples("a"), lambda n: None, lambda: asked.append(1))
+    assert _reasons(outcomes) == [Reason.MISSING_METADATA]
+    assert not asked
+
+
+def test_the_probe_asks_torchs_device():
+    check_device("cpu")
+    if not torch.cuda.is_available():  # then asking for a GPU fails as a lost one does
+        with pytest.raises(DeviceLost):
+            check_device("cuda")
+
+
 def test_a_lost_device_is_not_bisected():
     scorer = FakeScorer(FakeSettings())
     with pytest.raises(DeviceLost, match="device-side assert"):
@@ -132,6 +182,7 @@ def test_a_lost_device_is_not_bisected():
         (RuntimeError("CUDA error: an illegal memory access was encountered"), True, False),
         (RuntimeError("CUDA out of memory. Tried to allocate 20.00 MiB"), False, True),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED"), False, True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling"), False, True),
         (MemoryError(), False, True),
         (ValueError("shape mismatch"), False, False),
     ],
