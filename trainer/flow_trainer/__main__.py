@@ -1,4 +1,5 @@
-"""`flow-grpo`: train, evaluate, doctor, report, prompts, demo. Heavy imports wait until a command runs."""
+"""`flow-grpo`: train, evaluate, doctor, plan, recipes, report, prompts, demo. Heavy imports wait until a
+command runs."""
 
 from __future__ import annotations
 
@@ -61,6 +62,17 @@ def _parser() -> argparse.ArgumentParser:
     _recipe_arguments(doctor)
     doctor.add_argument("--out", type=Path, help="run folder whose disk is checked")
     _gpus_argument(doctor)
+
+    plan = commands.add_parser(
+        "plan",
+        help="run a micro-batch at full size on a fake GPU: memory, launches, bytes and FLOPs",
+        description="Runs a micro-batch through sampling, decoding, replay and update at the real "
+        "model's full size, without GPU or weights: a minute or two of one core.",
+    )
+    _recipe_arguments(plan)
+
+    recipes = commands.add_parser("recipes", help="list recipes: source, cost and evidence")
+    recipes.add_argument("folder", type=Path, nargs="?", help="(default: this checkout's)")
 
     report = commands.add_parser("report", help="write RUN/report.html, self-contained")
     report.add_argument("run", type=Path)

@@ -62,6 +62,22 @@ def doctor(arguments: argparse.Namespace) -> int:
     return 0 if healthy else 1
 
 
+def recipes(arguments: argparse.Namespace) -> int:
+    from flow_trainer.doctor.recipes import listing
+
+    print("\n".join(listing(arguments.folder)))
+    return 0
+
+
+def plan(arguments: argparse.Namespace) -> int:
+    recipe = load_recipe(arguments.recipe, arguments.set)
+    from flow_trainer.doctor.plan import plan_lines
+
+    for line in plan_lines(recipe):
+        print(line, flush=True)
+    return 0
+
+
 def report(arguments: argparse.Namespace) -> int:
     from flow_trainer.record.report import write_report
 
@@ -112,5 +128,6 @@ def _ocr_prompts(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 COMMANDS = {
-    command.__name__: command for command in (train, evaluate, doctor, report, prompts, demo)
+    command.__name__: command
+    for command in (train, evaluate, doctor, plan, recipes, report, prompts, demo)
 }

@@ -163,7 +163,9 @@ def test_what_fits_only_divided_is_not_loaded(
     recipe_data: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("flow_trainer.doctor.services.READY_TIMEOUT_S", 0.1)
-    recipe = parse_recipe(recipe_data)
+    recipe = parse_recipe(
+        {**recipe_data, "model": {**recipe_data["model"], "dtype": "float32"}}  # as on the CPU
+    )
     architecture = inspect(recipe.model.path, recipe.model.family, recipe.model.lora_rank)
     assert architecture is not None
     one, eight = (memory(recipe, architecture, gpus).peak for gpus in (1, 8))

@@ -10,8 +10,9 @@ import pytest
 
 from flow_trainer.__main__ import main
 from flow_trainer.doctor.estimate import GB, dry_run, forwards
+from flow_trainer.doctor.recipes import listed
 from flow_trainer.models.architectures import inspect
-from flow_trainer.models.memory import memory
+from flow_trainer.models.memory import ACTIVATIONS, memory
 from flow_trainer.recipe import load_recipe, parse_recipe
 from processes import ROOT
 
@@ -30,6 +31,7 @@ def test_recipe(path: Path) -> None:
     )
     assert re.search(r"@ 20\d\d-\d\d", header[0] + header[1]), "names its source"
     assert header[-1].startswith("# Prompts: ")
+    assert listed(path).evidence.startswith("dry run and fake run")
     lines = list(dry_run(recipe))
     assert any(line.startswith("memory    about ") for line in lines)
     share = recipe.images_per_epoch // recipe.update.updates_per_epoch
@@ -38,7 +40,7 @@ def test_recipe(path: Path) -> None:
     if size is not None:
         architecture = inspect(recipe.model.path, recipe.model.family, recipe.model.lora_rank)
         assert architecture is not None
-        assert memory(recipe, architecture).peak < 0.85 * float(size[1]) * GB
+        assert memory(recipe, architecture).peak < 0.9 * float(size[1]) * GB
 
 
 # Forwards per image counted by hand: sampling, then trained steps x (forward, backward, reference,
@@ -67,14 +69,20 @@ def test_memory_is_the_documented_arithmetic() -> None:
     assert architecture is not None
     found = memory(recipe, architecture)
     parameters, lora = architecture.parameters, architecture.lora_parameters
-    assert found.transformer == 2 * parameters + 4 * lora
+    assert found.transformer == 2 * (parameters + architecture.buffers) + 4 * lora
     assert found.training_state == 16 * lora
     # 9 stochastic steps: 10 latents, the finished one, 9 reference velocities, 65,536 floats each
     assert found.trajectories == 1152 * (10 + 1 + 9) * 65536 * 4
     # 9 images with guidance, 1024 image, 77 CLIP and 128 T5 tokens, 24 blocks of 1536 channels
-    assert found.activations == 18 * (1024 + 77 + 128) * 1536 * 34 * 24
-    assert found.decode == 16 * 512 * 512 * 1024
+    assert found.activations == 18 * (1024 + 77 + 128) * 1536 * 24 * 2 * ACTIVATIONS["sd3"]
+    assert found.decode == 9 * 512 * 512 * 3100, "never more than a micro-batch"
     assert found.peak == found.training_peak > found.loading_peak
+    # T5's `wo` is float32 under float16; 21,000 prompts of 1.7 MB exceed 16 GB
+    assert found.text_encoders == 2 * 5.58e9 + 2 * 1.007e9
+    assert found.encoders_stay
+    roomy = recipe.model.model_copy(update={"prompt_cache_gb": 80.0})
+    freed = memory(recipe.model_copy(update={"model": roomy}), architecture)
+    assert freed.training_peak == found.training_peak - found.text_encoders
 
 
 def test_memory_of_other_choices(recipe_data: dict[str, Any]) -> None:
@@ -87,7 +95,7 @@ def test_memory_of_other_choices(recipe_data: dict[str, Any]) -> None:
         return memory(parse_recipe({**data, **sections}), architecture)
 
     lora, full = of(), of(model={"tuning": "full"})
-    assert full.transformer == 4 * architecture.parameters
+    assert full.transformer == 4 * (architecture.parameters + architecture.buffers)
     assert full.training_state == 16 * architecture.parameters
     assert of(ema={"enabled": False}).training_state < lora.training_state
     assert of(model={"gradient_checkpointing": True}).activations < 0.2 * lora.activations

@@ -59,13 +59,18 @@ def check_memory(recipe: Recipe, gpus: int = 1) -> Check:
     need, have = memory(recipe, model, gpus), _memory(device)
     where = f" on each of {gpus} GPUs" if gpus > 1 else ""
     message = (
-        f"about {need.peak / GB:.1f} of {have / GB:.1f} GB{where} (an estimate, 30 % either way)"
+        f"about {need.peak / GB:.1f} of {have / GB:.1f} GB{where} (an estimate, within 10 % of a run "
+        "without GPU: docs/memory.md)"
     )
+    if need.peak > 0.9 * have and need.peak <= have:
+        message += "; little is left for CUDA's context and fragmentation: see `flow-grpo plan`"
     if need.peak <= have:
         return Check("memory", True, message)
     ways = ["lower sampling.micro_batch"]
     if not m.gradient_checkpointing:
         ways.append("set model.gradient_checkpointing = true")
+    if need.encoders_stay:
+        ways.append("raise model.prompt_cache_gb or set model.offload = true (text encoders leave)")
     if m.tuning == "full":
         ways += ["set update.optimizer = adamw8bit", "set model.tuning = lora"]
     if need.loading_peak > have:

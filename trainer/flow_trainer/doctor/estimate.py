@@ -8,7 +8,7 @@ Activation checkpointing repeats the forward.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass
 
 from flow_trainer.models.architectures import inspect
 from flow_trainer.models.memory import Memory, memory
@@ -37,11 +37,12 @@ def forwards(recipe: Recipe) -> Forwards:
     passes = 1 + backward + int(model.gradient_checkpointing) + int(u.beta > 0)
     if u.forward_process:
         passes += 1  # the old policy
-    training = rows * _trained_steps(recipe) * passes
+    training = rows * trained_steps(recipe) * passes
     return Forwards(sampling=rows * recipe.sampling.num_steps, training=training)
 
 
-def _trained_steps(recipe: Recipe) -> int:
+def trained_steps(recipe: Recipe) -> int:
+    """Of an image in the first epoch."""
     if recipe.update.forward_process:
         return recipe.forward_steps
     window = len(recipe.window(0))
@@ -68,7 +69,7 @@ def dry_run(recipe: Recipe, gpus: int = 1) -> Iterator[str]:
     stochastic = "" if u.forward_process else f", {len(recipe.window(0))} of them stochastic"
     yield (
         f"steps     {s.num_steps} sampled ({s.dynamics}){stochastic}, "
-        f"{_trained_steps(recipe)} trained per image"
+        f"{trained_steps(recipe)} trained per image"
     )
     yield (
         f"forwards  {f.total} per image: {f.sampling} sampling, {f.training} training "
@@ -85,15 +86,22 @@ def dry_run(recipe: Recipe, gpus: int = 1) -> Iterator[str]:
 
 def _memory_lines(found: Memory, gpus: int) -> Iterator[str]:
     unit, name = (GB, "GB") if found.peak >= GB else (MB, "MB")
-    part = {field.name: f"{getattr(found, field.name) / unit:.1f}" for field in fields(found)}
+    part = {k: f"{v / unit:.1f}" for k, v in asdict(found).items() if not isinstance(v, bool)}
     where = "one GPU" if gpus == 1 else f"each of {gpus} GPUs"
+    stay = f"text encoders {part['text_encoders']}, " if found.encoders_stay else ""
     yield f"memory    about {found.peak / unit:.0f} {name} on {where} (an estimate), the larger of"
     yield (
         f"  training  {found.training_peak / unit:.1f}: transformer {part['transformer']}, VAE "
-        f"{part['vae']}, training state {part['training_state']}, trajectories "
-        f"{part['trajectories']}, and activations {part['activations']} or decoding {part['decode']}"
+        f"{part['vae']}, {stay}training state {part['training_state']}, trajectories "
+        f"{part['trajectories']}, and the most of activations {part['activations']}, decoding "
+        f"{part['decode']} and an optimizer step {part['step']}"
     )
     yield (
         f"  loading   {found.loading_peak / unit:.1f}: transformer {part['transformer']}, VAE "
         f"{part['vae']}, text encoders {part['text_encoders']}"
     )
+    if found.encoders_stay:
+        yield (
+            "  the text encoders stay: the encoded prompts exceed model.prompt_cache_gb; raise it where "
+            "the host has the memory, or set model.offload = true"
+        )

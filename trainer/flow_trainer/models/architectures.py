@@ -77,6 +77,8 @@ class Architecture:
     parameters: int
     """Of the transformer, without adapter."""
     lora_parameters: int
+    buffers: int
+    """Elements that are neither: position embeddings."""
     width: int
     """Of a token inside the transformer."""
     blocks: int
@@ -96,7 +98,7 @@ def inspect(path: str, family: str, rank: int) -> Architecture | None:
 
     from flow_trainer.models.families import FAMILIES
 
-    found = _config(path)
+    found = transformer_config(path)
     if found is None:
         return None
     name, values = found
@@ -104,19 +106,23 @@ def inspect(path: str, family: str, rank: int) -> Architecture | None:
     with torch.device("meta"):
         transformer = getattr(diffusers, name).from_config(values)
         plain = sum(p.numel() for p in transformer.parameters())
+        buffers = sum(b.numel() for b in transformer.buffers())
         transformer.add_adapter(LoraConfig(r=rank, target_modules=targets))
     adapted = [n for n, _ in transformer.named_parameters() if n.endswith("lora_A.default.weight")]
     lists = ("transformer_blocks", "single_transformer_blocks")
     return Architecture(
         parameters=plain,
         lora_parameters=sum(p.numel() for n, p in transformer.named_parameters() if ".lora_" in n),
+        buffers=buffers,
         width=transformer.config.num_attention_heads * transformer.config.attention_head_dim,
         blocks=sum(len(getattr(transformer, attribute, ())) for attribute in lists),
         lora_modules=tuple(n.removesuffix(".lora_A.default.weight") for n in adapted),
     )
 
 
-def _config(path: str) -> tuple[str, dict[str, Any]] | None:
+def transformer_config(path: str) -> tuple[str, dict[str, Any]] | None:
+    """Class in diffusers and config of a pipeline folder's or hub repository's transformer; None when
+    it is neither there nor on record."""
     file = Path(path) / "transformer" / "config.json"
     if file.is_file():
         values = json.loads(file.read_text(encoding="utf-8"))

@@ -1,18 +1,20 @@
 """GPU memory that a recipe takes, from its numbers alone.
 
-Memory is arithmetic, not a measurement; expect 30 % either way, most of it in the activations:
+Arithmetic, held to a tenth of what fake runs of the real models found (docs/memory.md); what neither
+sees, CUDA's context, workspaces and fragmentation, is the tenth that sized recipes leave free.
 
 - transformer: 2 bytes per frozen parameter (4 in float32); 4 per trained one.
 - training state per trained parameter, float32: gradient 4, AdamW's two moments 8 (2 in 8 bits), EMA
   4, the old policy of nft and awm 4; with full fine-tuning and a KL term the frozen reference.
-- text encoders: on the GPU until all prompts are encoded, so they count at loading only. Of a local
-  pipeline, they and the VAE count as large as their files.
+- text encoders: on the GPU while prompts are encoded, and for good where the encoded prompts exceed
+  model.prompt_cache_gb; offloaded ones only visit. Of a local pipeline, they and the VAE count as large
+  as their files.
 - trajectories, float32: per image W + 1 latents and the finished one, W means for guard and dppo, W
   reference velocities with a KL term (W stochastic steps).
-- activations of the backward: 34 bytes per token, channel and block in 16 bits (Korthikanti et al.,
-  arXiv 2205.05198, attention scores not stored), 68 in float32. Checkpointing keeps 2 (4) bytes and
-  one block's 34 (68).
-- decoding: 1 KiB per pixel of a decode batch in the float32 VAE (96 images of 512x512 peak at 24 GB).
+- activations of the backward: so many elements per token, channel and block as ACTIVATIONS says; with
+  checkpointing 1 and one block's. Attention scores are not stored (flash attention).
+- decoding: 3 KiB per pixel of a decode batch in the float32 VAE.
+- an optimizer step: a float32 copy of what it trains.
 - several GPUs share the trajectories; sharded, also the transformer and its training state, but for two
   blocks that are gathered at a time. Hybrid sharding divides over the GPUs of a node, taken as eight.
 """
@@ -31,12 +33,21 @@ PATCH = 2
 """Latents per image token and side."""
 CLIP_TOKENS = 77
 """Of SD3's CLIP encoders, before those of T5."""
-ACTIVATION_BYTES = 17
-"""Per token, channel and block, in units of the element size."""
-DECODE_BYTES_PER_PIXEL = 1024
+ACTIVATIONS = {"sd3": 26.5, "flux": 20.0, "qwen_image": 26.5}
+"""Elements per token, channel and block that an update keeps for its backward. That of Qwen-Image, of
+which there is no fake run, is taken from SD3, the more of the two."""
+RECOMPUTED = {"sd3": 30.5, "flux": 31.5, "qwen_image": 31.5}
+"""The same of the one block that checkpointing has at a time, with what surrounds it."""
+DECODE_BYTES_PER_PIXEL = 3100
+PROMPTS = 20_000
+"""In a prompt file that is not there yet: about the size of the published sets."""
 T5_PARAMETERS = 4.76e9
 ENCODER_PARAMETERS = {"sd3": 5.58e9, "flux": 4.89e9, "qwen_image": 8.29e9}
+TEXT_WIDTH = {"sd3": 4096, "flux": 4096, "qwen_image": 3584}
+"""Channels of a text token before the transformer."""
 VAE_PARAMETERS = {"sd3": 8.4e7, "flux": 8.4e7, "qwen_image": 1.27e8}
+T5_KEPT_FLOAT32 = 1.007e9
+"""Parameters of T5 that transformers leaves in float32 under float16."""
 GPUS_PER_NODE = 8
 
 
@@ -51,11 +62,17 @@ class Memory:
     text_encoders: float
     activations: float
     decode: float
+    step: float
+    """Of the optimizer."""
+    encoders_stay: bool
+    """Text encoders are on the GPU while it trains."""
 
     @property
     def training_peak(self) -> float:
         resident = self.transformer + self.training_state + self.trajectories + self.vae
-        return resident + max(self.activations, self.decode)
+        if self.encoders_stay:
+            resident += self.text_encoders
+        return resident + max(self.activations, self.decode, self.step)
 
     @property
     def loading_peak(self) -> float:
@@ -72,9 +89,10 @@ def memory(recipe: Recipe, model: Architecture, gpus: int = 1) -> Memory:
     element = 4 if m.dtype == "float32" else 2
     lora = m.tuning == "lora"
     trained = model.lora_parameters if lora else model.parameters
-    weights = model.parameters * element + trained * 4 if lora else model.parameters * 4
+    whole = model.parameters + model.buffers
+    weights = whole * element + trained * 4 if lora else whole * 4
     if not lora and u.beta > 0:
-        weights += model.parameters * element
+        weights += whole * element
     moments = 8 if u.optimizer == "adamw" else 2
     state = trained * (4 + moments + 4 * recipe.ema.enabled + 4 * u.forward_process)
     parts = {"none": 1, "full": gpus, "hybrid": min(gpus, GPUS_PER_NODE)}[recipe.sharding]
@@ -85,9 +103,11 @@ def memory(recipe: Recipe, model: Architecture, gpus: int = 1) -> Memory:
         training_state=state / parts,
         trajectories=images * _latents_per_image(recipe) * _latent_bytes(recipe),
         vae=_file_bytes(m.path, "vae") or VAE_PARAMETERS[m.family] * 4,
-        text_encoders=_file_bytes(m.path, "text_encoder*") or _encoder_parameters(m) * element,
+        text_encoders=_file_bytes(m.path, "text_encoder*") or _encoder_bytes(m, element),
         activations=_activations(recipe, model, element),
-        decode=s.decode_batch * m.height * m.width * DECODE_BYTES_PER_PIXEL,
+        decode=min(s.decode_batch, s.micro_batch) * m.height * m.width * DECODE_BYTES_PER_PIXEL,
+        step=trained * 4 / parts if u.optimizer == "adamw" else 0,
+        encoders_stay=_encoders_stay(recipe, element),
     )
 
 
@@ -96,9 +116,28 @@ def _file_bytes(path: str, components: str) -> int:
     return sum(file.stat().st_size for file in Path(path).glob(f"{components}/*.safetensors"))
 
 
-def _encoder_parameters(m: Model) -> float:
+def _encoder_bytes(m: Model, element: int) -> float:
     without_t5 = m.family == "sd3" and m.max_sequence_length == 0
-    return ENCODER_PARAMETERS[m.family] - T5_PARAMETERS * without_t5
+    parameters = ENCODER_PARAMETERS[m.family] - T5_PARAMETERS * without_t5
+    has_t5 = m.family in ("sd3", "flux") and not without_t5
+    return parameters * element + 2 * T5_KEPT_FLOAT32 * (has_t5 and m.dtype == "float16")
+
+
+def _encoders_stay(recipe: Recipe, element: int) -> bool:
+    """Whether the recipe's prompts, once encoded, exceed model.prompt_cache_gb."""
+    m = recipe.model
+    if m.offload:
+        return False
+    rows = sum(map(_prompt_count, filter(None, recipe.prompts.model_dump().values())))
+    return rows * text_tokens(m) * TEXT_WIDTH[m.family] * element > m.prompt_cache_gb * 1e9
+
+
+def _prompt_count(path: str) -> int:
+    file = Path(path)
+    if not file.is_file():
+        return PROMPTS
+    with file.open("rb") as lines:
+        return sum(1 for _ in lines)
 
 
 def _latents_per_image(recipe: Recipe) -> int:
@@ -124,15 +163,18 @@ def _latent_layout(path: str) -> tuple[int, int]:
     return 2 ** (len(vae["block_out_channels"]) - 1), vae["latent_channels"]
 
 
+def text_tokens(m: Model) -> int:
+    """Text tokens of a prompt in the transformer."""
+    return m.max_sequence_length + CLIP_TOKENS * (m.family == "sd3")
+
+
 def _activations(recipe: Recipe, model: Architecture, element: int) -> float:
     m, s = recipe.model, recipe.sampling
     guided = 2 if m.guidance > 1 and m.family != "flux" else 1
     rows = s.micro_batch * recipe.update.steps_per_forward * guided
     side = _latent_layout(m.path)[0] * PATCH
-    tokens = (m.height // side) * (m.width // side) + m.max_sequence_length
-    if m.family == "sd3":
-        tokens += CLIP_TOKENS
-    block = rows * tokens * model.width * element * ACTIVATION_BYTES
+    tokens = (m.height // side) * (m.width // side) + text_tokens(m)
+    per_element = rows * tokens * model.width * element
     if m.gradient_checkpointing:
-        return block + model.blocks * rows * tokens * model.width * element
-    return block * model.blocks
+        return per_element * (model.blocks + RECOMPUTED[m.family])
+    return per_element * model.blocks * ACTIVATIONS[m.family]

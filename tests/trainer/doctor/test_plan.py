@@ -1,0 +1,104 @@
+"""The fake run, and the estimate of memory against what it found of every recipe."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from flow_trainer.__main__ import main
+from flow_trainer.doctor.plan import per_image, plan, waits
+from flow_trainer.errors import ConfigError
+from flow_trainer.models.architectures import ARCHITECTURES, inspect
+from flow_trainer.models.memory import memory
+from flow_trainer.recipe import Recipe, load_recipe
+from processes import ROOT
+
+RUNS = json.loads((ROOT / "tests" / "golden" / "fake_epoch.json").read_text())["runs"]
+RECIPES = ROOT / "trainer" / "recipes"
+SD35M = "stabilityai/stable-diffusion-3.5-medium"
+
+
+def as_overrides(settings: dict[str, Any]) -> list[str]:
+    return [f"{key}={json.dumps(value)}" for key, value in settings.items()]
+
+
+@pytest.mark.parametrize("run", RUNS, ids=lambda run: run["recipes"][0])
+def test_the_estimate_is_within_a_tenth_of_the_fake_run(run: dict[str, Any]) -> None:
+    recipe = load_recipe(RECIPES / f"{run['recipes'][0]}.toml", as_overrides(run["settings"]))
+    m, seen = recipe.model, run["bytes"]
+    architecture = inspect(m.path, m.family, m.lora_rank)
+    assert architecture is not None
+    found = memory(recipe, architecture)
+    assert found.transformer == pytest.approx(seen["transformer"], rel=0.02)
+    assert found.training_state == pytest.approx(seen["training_state"], rel=0.02)
+    assert found.vae == pytest.approx(seen["vae"], rel=0.02)
+    for part in ("activations", "decode", "step"):
+        assert getattr(found, part) == pytest.approx(seen[part], rel=0.1), part
+    assert max(found.activations, found.decode, found.step) >= 0.9 * seen["forward"]
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Recipe:
+    """SD3.5-M with three blocks, at 64 x 64 pixels."""
+    name, config = ARCHITECTURES[SD35M]
+    folder = tmp_path / "transformer"
+    folder.mkdir()
+    config = {**config, "num_layers": 3, "_class_name": name}
+    (folder / "config.json").write_text(json.dumps(config))
+    sets = [f"model.path={tmp_path}", "model.height=64", "model.width=64"]
+    return load_recipe(RECIPES / "sd35m_ocr_8x8.toml", [*sets, "sampling.micro_batch=2"])
+
+
+def test_a_fake_run_is_the_programs_own_epoch(small: Recipe) -> None:
+    found = plan(small)
+    architecture = inspect(small.model.path, "sd3", 32)
+    assert architecture is not None
+    estimate = memory(small, architecture)
+    assert found.transformer == pytest.approx(estimate.transformer, rel=0.05)
+    assert found.training_state == pytest.approx(estimate.training_state, rel=1e-4)
+    counts = per_image(small, found.sections)
+    # 20 forwards sample an image; an update's forward and backward of one step are about two
+    forward = counts["sampling forward"]["flops"] / 20
+    assert counts["update"]["flops"] / 9 == pytest.approx(2 * 2 * forward, rel=0.2)
+    assert counts["frozen forward"]["flops"] / 9 == pytest.approx(2 * forward, rel=0.1)
+    assert counts["in all"]["launches"] == pytest.approx(
+        sum(part["launches"] for name, part in counts.items() if name != "in all")
+    )
+    checkpointed = small.model.model_copy(update={"gradient_checkpointing": True})
+    less = plan(small.model_copy(update={"model": checkpointed}))
+    assert less.activations < 0.7 * found.activations
+    assert less.sections["update"].flops > found.sections["update"].flops
+
+
+@pytest.mark.skipif(torch.backends.cuda.is_built(), reason="for CPU builds of torch")
+def test_waits_need_a_cuda_build(small: Recipe) -> None:
+    with pytest.raises(ConfigError, match="is a CPU build"):
+        waits(small)
+
+
+def test_plan_of_a_model_not_on_record(capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = str(RECIPES / "sd35m_ocr.toml")
+    assert main(["plan", recipe, "--set", "model.path=somebody/else"]) == 2
+    assert "no fake run for model.path = 'somebody/else'" in capsys.readouterr().err
+
+
+def test_recipes_are_listed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["recipes"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for path in RECIPES.glob("*.toml"):
+        (line,) = (text for text in lines if text.split(" ")[0] == path.stem)
+        assert "run" in line
+    (line,) = (text for text in lines if text.startswith("sd35m_geneval_nft "))
+    assert line.split()[1:3] == ["1152", "46"]
+    assert "DiffusionNFT (arXiv 2509.16117)" in line
+
+    assert main(["recipes", str(tmp_path)]) == 2
+    assert "no recipe (*.toml) in" in capsys.readouterr().err
+    silent = (RECIPES / "tiny_sd3_ocr.toml").read_text().replace("# Evidence: ", "# ")
+    (tmp_path / "silent.toml").write_text(silent)
+    assert main(["recipes", str(tmp_path)]) == 2
+    assert "needs a header line `# Evidence: ...`" in capsys.readouterr().err

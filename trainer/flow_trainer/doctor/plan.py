@@ -1,0 +1,299 @@
+"""One micro-batch's way through an epoch of the real, full-size model as fake tensors.
+
+Sampling, decoding, replay, update and optimizer step are the program's own. Of an epoch only what
+repeats is run: a micro-batch or two images, and as many steps as go into one forward. What is not
+seen: the allocator's fragmentation, the workspaces of libraries and CUDA's context (about 1 GB
+together), what compiled kernels fuse, and how a sharded model is gathered.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Iterator, Mapping
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor, nn
+
+from flow_trainer.algorithm.advantages import Advantages
+from flow_trainer.algorithm.ema import Ema, ema_rule, old_policy_rule
+from flow_trainer.doctor.estimate import GB, trained_steps
+from flow_trainer.doctor.fake_device import Ledger, Section, fake_gpu
+from flow_trainer.errors import ConfigError
+from flow_trainer.loop.rollout import rollout
+from flow_trainer.loop.updates.forward import update_forward
+from flow_trainer.loop.updates.optimizers import make_optimizer
+from flow_trainer.loop.updates.replay import reference_velocities
+from flow_trainer.loop.updates.trajectory import update_policy
+from flow_trainer.models import diffusers_policy
+from flow_trainer.models.architectures import transformer_config
+from flow_trainer.models.conditioning import Conditioning
+from flow_trainer.models.diffusers_policy import DiffusersPolicy
+from flow_trainer.models.families import FAMILIES
+from flow_trainer.models.memory import text_tokens
+from flow_trainer.recipe import Recipe
+from flow_trainer.recipe.prompts import Prompt
+
+VAE = {
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "block_out_channels": (128, 256, 512, 512),
+    "layers_per_block": 2,
+    "latent_channels": 16,
+    "use_quant_conv": False,
+    "use_post_quant_conv": False,
+    "shift_factor": 0.06,
+    "scaling_factor": 1.5,
+}
+"""Of SD3 and FLUX.1; the last two do not matter here."""
+COUNTS = ("launches", "bytes", "flops")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Plan:
+    """What the fake run of a recipe found; bytes, on one GPU that holds the whole model."""
+
+    transformer: int
+    vae: int
+    training_state: int
+    """Gradients, moments and averages."""
+    activations: int
+    """The most that an update holds beyond weights, training state and samples."""
+    forward: int
+    """The same of a forward without gradients."""
+    decode: int
+    step: int
+    """The same of an optimizer step with its averages."""
+    sections: dict[str, Section]
+
+
+def plan(recipe: Recipe) -> Plan:
+    """Runs a micro-batch of `recipe` on a fake GPU. Raises ConfigError for a model whose parts are
+    not on record."""
+    recipe = _one_micro_batch(recipe)
+    with fake_gpu(torch.device("cpu")) as ledger:
+        return _Epoch(recipe, ledger).run()
+
+
+def per_image(recipe: Recipe, sections: Mapping[str, Section]) -> dict[str, dict[str, float]]:
+    """Launches, bytes (of what is no matrix product) and FLOPs per image of a whole epoch, from the
+    fake run's `sections`: by part, and in all."""
+    small = _one_micro_batch(recipe)
+    images = small.images_per_epoch
+    trained = trained_steps(recipe) / recipe.update.steps_per_forward
+    steps = recipe.sampling.num_steps / small.sampling.num_steps
+    times = {
+        "sampling": 1 / images,
+        "sampling forward": steps / images,
+        "decode": 1 / images,
+        "frozen forward": trained / images,
+        "update": trained / images,
+        "step": 1 / recipe.share,
+    }
+    found = {
+        name: {key: getattr(sections[name], key) * factor for key in COUNTS}
+        for name, factor in times.items()
+        if name in sections
+    }
+    found["in all"] = {key: sum(part[key] for part in found.values()) for key in COUNTS}
+    return found
+
+
+def plan_lines(recipe: Recipe) -> Iterator[str]:
+    """What `flow-grpo plan` prints, a line each."""
+    found = plan(recipe)
+    yield f"recipe    {recipe.name}, on a fake GPU that holds all of it (GB of 1e9 bytes)"
+    held = f"transformer {found.transformer / GB:.2f}, VAE {found.vae / GB:.2f}"
+    yield f"held      {held}, training state {found.training_state / GB:.2f}"
+    yield (
+        f"beyond    update {found.activations / GB:.2f}, forward without gradients "
+        f"{found.forward / GB:.2f}, decoding {found.decode / GB:.2f}, optimizer step "
+        f"{found.step / GB:.2f}"
+    )
+    yield "not in it: text encoders, trajectories (see --dry-run), CUDA's context, fragmentation"
+    yield "per image        launches   GB moved    TFLOP"
+    for name, part in per_image(recipe, found.sections).items():
+        yield (
+            f"  {name:<17}{part['launches']:>6.0f}   {part['bytes'] / GB:8.1f} {part['flops'] / 1e12:8.2f}"
+        )
+    yield "GB moved: read and written by kernels that are neither matrix products nor attention"
+
+
+def waits(recipe: Recipe) -> dict[str, Section]:
+    """Where a micro-batch's epoch waits for the device, by section; of the transformer only
+    the first blocks are run. Raises ConfigError as `plan`, and without a CUDA build of torch."""
+    recipe = _one_micro_batch(recipe)
+    with fake_gpu(torch.device("cuda:0")) as ledger:
+        _Epoch(recipe, ledger, blocks=2).run()
+    return {n: s for n, s in ledger.sections.items() if s.syncs or s.copies}
+
+
+def _one_micro_batch(recipe: Recipe) -> Recipe:
+    """The recipe, with as few steps and images as show what repeats."""
+    s, m = recipe.sampling, recipe.model
+    group = max(2, s.micro_batch)
+    steps = recipe.update.steps_per_forward + 1
+    sizes = {"prompts_per_epoch": 1, "group_size": group}
+    window = s.window.model_copy(update={"kind": "all"})
+    sections = {
+        "sampling": s.model_copy(update={**sizes, "num_steps": steps, "window": window}),
+        "update": recipe.update.model_copy(update={"updates_per_epoch": 1, "trained_steps": None}),
+        "model": m.model_copy(update={"compile": False}),
+    }
+    return recipe.model_copy(update=sections)
+
+
+class _Epoch:
+    """The parts of a run, made of fake tensors."""
+
+    def __init__(self, recipe: Recipe, ledger: Ledger, blocks: int | None = None) -> None:
+        self.recipe, self.ledger = recipe, ledger
+        u = recipe.update
+        self.policy = _fake_policy(recipe, ledger, blocks)
+        pipeline: Any = self.policy._pipeline
+        self.vae = _nbytes(pipeline.vae)
+        self.transformer = _nbytes(pipeline.transformer)
+        if self.policy._tuning._reference is not None:
+            self.transformer += _nbytes(self.policy._tuning._reference)
+        self.parameters = self.policy.trainable()
+        self.optimizer = make_optimizer(u, self.parameters)
+        for group in self.optimizer.param_groups:
+            group["foreach"] = True  # torch's choice on a GPU
+        self.averages: list[Ema] = []
+        self.ema = self.old = None
+        if recipe.ema.enabled:
+            self.ema = Ema(self.parameters, ema_rule(recipe.ema.decay, 1))
+            self.averages.append(self.ema)
+        if u.forward_process:
+            f = recipe.forward
+            self.old = Ema(self.parameters, old_policy_rule(f.old_start, f.old_rate, f.old_max))
+            self.averages.append(self.old)
+
+    def run(self) -> Plan:
+        recipe, ledger, policy = self.recipe, self.ledger, self.policy
+        s = recipe.sampling
+        prompts = [Prompt(f"a sign {p}") for p in range(s.prompts_per_epoch)]
+        policy.prepare_prompts([prompt.text for prompt in prompts])
+        self._watch()
+        before = ledger.live
+        with ledger.section("sampling"):
+            samples = rollout(policy, recipe, 0, prompts, range(len(prompts)), lambda *_: None)
+        forward = ledger.sections["sampling forward"].peak - before
+        decode = ledger.sections["decode"].peak - before
+        conditioning = policy.encode([prompt.text for prompt in prompts])
+        v_ref = reference_velocities(policy, recipe, 0, samples, conditioning)
+        before = ledger.live
+        for parameter in self.parameters.values():  # as an earlier micro-batch leaves them
+            parameter.grad = torch.zeros_like(parameter)
+        with ledger.section("update"):
+            self._update(samples, conditioning, v_ref)
+        gradients = sum(p.nbytes for p in self.parameters.values())
+        moments = sum(
+            value.nbytes
+            for state in self.optimizer.state.values()
+            for value in state.values()
+            if isinstance(value, Tensor) and value.device == ledger.device
+        )
+        averages = sum(w.nbytes for average in self.averages for w in average.weights().values())
+        peak = {name: section.peak - before for name, section in ledger.sections.items()}
+        return Plan(
+            transformer=self.transformer,
+            vae=self.vae,
+            training_state=gradients + moments + averages,
+            activations=peak["update"] - gradients,
+            forward=forward,
+            decode=decode,
+            step=peak["step"] - gradients - moments,
+            sections={name: found for name, found in ledger.sections.items() if found.launches},
+        )
+
+    def _watch(self) -> None:
+        """Names the sections of what the loop calls."""
+        policy, ledger = self.policy, self.ledger
+        plain: Any = policy.velocity
+        named = {
+            "sampling": ledger.within("sampling forward", plain),
+            "start": ledger.within("frozen forward", plain),
+            "update": lambda *a: (plain if torch.is_grad_enabled() else frozen)(*a),
+        }
+        frozen = named["start"]
+        policy.velocity = lambda *a: named[ledger.at](*a)  # type: ignore[method-assign]
+        policy.decode = ledger.within("decode", policy.decode)  # type: ignore[method-assign]
+        self.optimizer.zero_grad = lambda **_: None  # type: ignore[method-assign]
+        self.optimizer.step = ledger.within("step", self.optimizer.step)  # type: ignore[method-assign]
+        for average in self.averages:
+            average.update = ledger.within("step", average.update)  # type: ignore[method-assign]
+
+    def _update(self, samples: Any, conditioning: Conditioning, v_ref: Any) -> None:
+        recipe, s = self.recipe, self.recipe.sampling
+        shape = (s.prompts_per_epoch, s.group_size)
+        advantages = Advantages(torch.ones(shape), torch.ones(shape, dtype=torch.bool), {})
+        what = recipe, 0, samples, conditioning, advantages
+        if self.old is not None:
+            update_forward(self.policy, self.optimizer, self.ema, self.old, *what)
+        else:
+            update_policy(self.policy, self.optimizer, self.ema, *what, v_ref)
+
+
+def _fake_policy(recipe: Recipe, ledger: Ledger, blocks: int | None) -> DiffusersPolicy:
+    """The recipe's policy with a pipeline of fake weights, its prompts' embeddings made up."""
+    import diffusers
+
+    m = recipe.model
+    found = transformer_config(m.path)
+    if found is None or m.family not in ("sd3", "flux"):
+        raise ConfigError(
+            f"no fake run for model.path = {m.path!r}: its parts are not on record; those of "
+            "SD3.5 and FLUX.1-dev are"
+        )
+    name, config = found
+    if blocks is not None:
+        lists = ("num_layers", "num_single_layers")
+        config = {**config, **{key: blocks for key in lists if key in config}}
+    family = importlib.import_module(FAMILIES[m.family]).FAMILY
+    dtype = getattr(torch, m.dtype)
+    shift: dict[str, Any] = {"shift": 3.0}
+    if m.family == "flux":
+        shift |= {"use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15}
+    pipeline = SimpleNamespace(
+        transformer=_fake(getattr(diffusers, name), config, dtype, ledger.device),
+        vae=_fake(diffusers.AutoencoderKL, VAE, torch.float32, ledger.device),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(**shift),
+        vae_scale_factor=8,
+        to=lambda device: None,
+        **dict.fromkeys(family.text_encoders, torch.nn.Identity()),
+    )
+    pooled = pipeline.transformer.config.pooled_projection_dim
+
+    def encode(pipeline: Any, model: Any, prompts: list[str], device: torch.device) -> Conditioning:
+        shape = (len(prompts), text_tokens(model), config["joint_attention_dim"])
+        place = {"dtype": dtype, "device": device}
+        return Conditioning(torch.zeros(shape, **place), torch.zeros(len(prompts), pooled, **place))
+
+    with (
+        patch.object(diffusers_policy, "_dtype", lambda model, _: getattr(torch, model.dtype)),
+        torch.device(ledger.device),  # where LoRA's weights are made
+    ):
+        return DiffusersPolicy(
+            dataclasses.replace(family, encode=encode),
+            m,
+            ledger.device,
+            with_reference=recipe.update.beta > 0,
+            pipeline=pipeline,
+        )
+
+
+def _nbytes(module: nn.Module) -> int:
+    return sum(t.nbytes for t in (*module.parameters(), *module.buffers()))
+
+
+def _fake(kind: Any, config: Any, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    with torch.device("meta"):
+        module = kind.from_config(config)
+    module.to_empty(device=device)
+    for tensor in (*module.parameters(), *module.buffers()):
+        tensor.data = tensor.data.to(dtype)
+    return module
