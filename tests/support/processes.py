@@ -15,6 +15,7 @@ from reward_api import RewardClient
 
 ROOT = Path(__file__).resolve().parents[2]
 PATHS = os.pathsep.join(str(ROOT / name) for name in ("proto", "services", "trainer"))
+MARKS = str(Path(__file__).with_name("marks.py"))
 BRIGHTNESS = str(Path(__file__).with_name("brightness.py"))
 EVIDENCE = str(Path(__file__).with_name("evidence.py"))
 

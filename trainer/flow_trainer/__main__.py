@@ -9,6 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from flow_trainer.evaluation.arguments import add_suite_arguments
+
 INTERRUPTED = 130
 
 
@@ -56,7 +58,8 @@ def _parser() -> argparse.ArgumentParser:
         "--steps", type=_positive, help="ODE steps (default: evaluation.num_steps)"
     )
     evaluate.add_argument("--images", type=_positive, default=1, help="images per prompt")
-    evaluate.add_argument("--out", type=Path, help="folder for summary.json and images.png")
+    evaluate.add_argument("--out", type=Path, help="folder for the results")
+    add_suite_arguments(evaluate)
 
     doctor = commands.add_parser("doctor", help="check a recipe: services, model, ratio, disk")
     _recipe_arguments(doctor)

@@ -36,6 +36,10 @@ def train(arguments: argparse.Namespace) -> int:
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
+    if arguments.suite:
+        from flow_trainer.evaluation.arguments import evaluate_suites
+
+        return evaluate_suites(arguments)
     recipe = load_recipe(arguments.recipe, arguments.set)
     from flow_trainer.loop.standalone import evaluate_checkpoint
 

@@ -12,6 +12,7 @@ from flow_trainer.algorithm.dynamics import DYNAMICS, Transition, euler
 from flow_trainer.algorithm.noise import evaluation_noise, sample_noise
 from flow_trainer.algorithm.trajectory import Trajectories
 from flow_trainer.loop.finite import FiniteWatch
+from flow_trainer.models.conditioning import Conditioning
 from flow_trainer.models.policy import Policy
 from flow_trainer.parallel.world import ALONE, World
 from flow_trainer.recipe import Recipe
@@ -141,13 +142,26 @@ def generate(
         if not rows:
             continue
         keys = [members[row] for row in rows]
-        x = evaluation_noise(recipe.seed, keys, policy.latent_shape).to(policy.device)
-        batch = conditioning[rows.start : rows.stop]
-        for i in range(num_steps):
-            steps = torch.full((len(rows),), i, device=policy.device)
-            x = euler(x, policy.velocity(x, sigmas[steps], batch), sigmas[i], sigmas[i + 1])
+        images = ode_images(policy, recipe, keys, conditioning[rows.start : rows.stop], sigmas)
         if turn.counts:
-            on_images(rows, decode(policy, x, recipe.sampling.decode_batch))
+            on_images(rows, images)
+
+
+@torch.no_grad()
+def ode_images(
+    policy: Policy,
+    recipe: Recipe,
+    keys: Sequence[tuple[int, int]],
+    conditioning: Conditioning,
+    sigmas: Tensor,
+) -> Tensor:
+    """Images (B, H, W, 3) uint8 of one micro-batch, keyed by (prompt index, member), along the ODE;
+    `conditioning` has a row for each key."""
+    x = evaluation_noise(recipe.seed, keys, policy.latent_shape).to(policy.device)
+    for i in range(len(sigmas) - 1):
+        steps = torch.full((len(keys),), i, device=policy.device)
+        x = euler(x, policy.velocity(x, sigmas[steps], conditioning), sigmas[i], sigmas[i + 1])
+    return decode(policy, x, recipe.sampling.decode_batch)
 
 
 def decode(policy: Policy, x_0: Tensor, batch: int) -> Tensor:

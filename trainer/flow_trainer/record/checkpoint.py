@@ -163,9 +163,10 @@ def load_weights(policy: Policy, path: Path, *, prefer_ema: bool = True) -> None
     source = path / ("ema" if prefer_ema and tensors_exist(path / "ema") else "weights")
     if not tensors_exist(source):
         raise ConfigError(f"{path} is not a checkpoint: it holds no weights")
-    state = read_tensors(source)
+    parameters = policy.trainable()
+    state = read_tensors(source, parameters.get)
     state.pop(EMA_STEP, None)
-    _copy_into(policy.trainable(), state, source)
+    _copy_into(parameters, state, source)
 
 
 def _publish(partial: Path, final: Path) -> None:

@@ -33,6 +33,8 @@ COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown",
 RELATIONS = ("left of", "right of", "above", "below")
 _MIRRORED = {0: 1, 1: 0, 2: 3, 3: 2}
 _NUMBERS = {2: "two", 3: "three", 4: "four"}
+"""The counts of the benchmark and of a training set."""
+_WORDS = {**_NUMBERS, 5: "five", 6: "six", 12: "twelve"}
 _COLORABLE = range(1, len(CLASSES))  # there are no colored persons
 
 MIXTURE = {"position": 7, "counting": 5, "color_attr": 3, "colors": 1, "two_object": 1}
@@ -111,7 +113,7 @@ def line(sample: Sample) -> dict[str, Any]:
         (count,) = sample.details
         include[0]["count"] = count
         row["exclude"] = [{"class": names[0], "count": count + 1}]
-        words = [f"{_NUMBERS[count]} {plural(names[0])}"]
+        words = [f"{_WORDS[count]} {plural(names[0])}"]
     elif sample.tag in ("colors", "color_attr"):
         colors = [COLORS[index] for index in sample.details]
         for clause, color in zip(include, colors, strict=True):

@@ -1,0 +1,1 @@
+"""Evaluation suites: the paper's tables, from prompts to intervals."""
