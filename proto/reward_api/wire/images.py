@@ -2,8 +2,7 @@
 
 The client sends uint8 pixels as they are and rounds floats (pixels.py). The service reads PNG, JPEG
 and WebP, recognised by their first bytes; the sides are checked before a pixel is decoded; only the
-first frame counts; EXIF orientation is applied and transparency is laid over white, because that is
-the picture a person sees; 16-bit samples keep their high byte; colour profiles are ignored.
+first frame counts. What a person sees of a picture is in pictures.py.
 """
 
 from __future__ import annotations
@@ -15,16 +14,14 @@ from typing import Any, Literal
 
 import numpy as np
 from PIL import Image as pillow
-from PIL import ImageOps
 
 from reward_api.errors import InvalidRequest, ItemFailure, Reason
 from reward_api.wire.messages import Image, PackedImages
+from reward_api.wire.pictures import read_file, read_picture
 from reward_api.wire.pixels import bad_batch, is_array, to_uint8
 
 Encoding = Literal["raw", "png", "jpeg"]
 Subsampling = Literal["4:4:4", "4:2:2", "4:2:0"]
-
-_EXIF_ORIENTATION = 0x0112
 
 
 @dataclass(frozen=True)
@@ -192,16 +189,7 @@ def _decode_file(data: bytes | memoryview, limits: ImageLimits) -> np.ndarray:
         raise ItemFailure(
             Reason.IMAGE_DECODE, "neither PNG, JPEG nor WebP (judged by its first bytes)"
         )
-    try:
-        with pillow.open(io.BytesIO(data), formats=[name]) as file:
-            check_sides(*file.size, limits)
-            return np.ascontiguousarray(_to_rgb(file))
-    except ItemFailure:
-        raise
-    except (pillow.DecompressionBombError, pillow.DecompressionBombWarning) as error:
-        raise ItemFailure(Reason.IMAGE_TOO_LARGE, str(error)) from None
-    except Exception as error:  # whatever a decoder raises on hostile bytes
-        raise ItemFailure(Reason.IMAGE_DECODE, f"not a whole {name} file: {error}") from None
+    return read_file(data, name, lambda width, height: check_sides(width, height, limits))
 
 
 def _sniff(head: bytes) -> str | None:
@@ -236,18 +224,6 @@ def check_sides(width: int, height: int, limits: ImageLimits) -> None:
         )
 
 
-def _to_rgb(image: pillow.Image) -> np.ndarray:
-    if image.getexif().get(_EXIF_ORIENTATION, 1) != 1:
-        image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16-bit grey; convert() would clip instead of scaling
-        grey = np.clip(np.asarray(image).astype(np.int64) >> 8, 0, 255).astype(np.uint8)
-        return np.repeat(grey[..., None], 3, axis=-1)
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = pillow.alpha_composite(pillow.new("RGBA", image.size, "white"), image)
-    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
-
-
 def _to_batch(images: Any) -> EncodedImages:
     if isinstance(images, (str, bytes, memoryview, pillow.Image, Image, dict)):
         raise bad_batch(f"a single {type(images).__name__}; put it into a list")
@@ -274,7 +250,10 @@ def _to_image(entry: Any) -> Image | ItemFailure:
     if isinstance(entry, (bytes, bytearray, memoryview)):
         return Image(data=memoryview(entry).cast("B"))
     if isinstance(entry, pillow.Image):
-        entry = _to_rgb(entry)
+        try:
+            entry = read_picture(entry)
+        except ItemFailure as failure:
+            return failure
     if not is_array(entry):
         raise bad_batch(f"a {type(entry).__name__} in the sequence")
     if entry.ndim not in (2, 3):

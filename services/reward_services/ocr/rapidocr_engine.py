@@ -25,6 +25,7 @@ from rapidocr.utils.process_img import get_rotate_crop_image
 
 from reward_services.ocr.engine import CUDA_HINT, Line, detection_scale, identity_of
 from reward_services.ocr.pixels import bgr, corners, enlarged, whole
+from reward_services.ocr.reading_order import reading_order
 
 _NETWORK_STEP = 32  # the detector halves its input five times
 _RECOGNISER_HEIGHT = 48
@@ -55,7 +56,11 @@ class RapidOcrEngine:
         models = Path(inspect.getfile(rapidocr)).parent / "models"
         used = ("*_rec_*.onnx", "*_det_*.onnx") if detect else ("*_rec_*.onnx",)
         self.identity = identity_of(
-            {"rapidocr": version("rapidocr"), "onnxruntime": onnxruntime.__version__},
+            {
+                "rapidocr": version("rapidocr"),
+                "onnxruntime": onnxruntime.__version__,
+                "order": "rows-1",
+            },
             sorted(path for pattern in used for path in models.glob(pattern)),
         )
 
@@ -87,7 +92,10 @@ class RapidOcrEngine:
         pixels = prepare.permute(prepare.normalize(resized))
         heat = detector.session(pixels[np.newaxis].astype(np.float32))
         boxes, _ = detector.postprocess_op(heat, (height, width))
-        return detector.sorted_boxes(boxes) if len(boxes) else np.empty((0, 4, 2), np.float32)
+        if not len(boxes):
+            return np.empty((0, 4, 2), np.float32)
+        boxes = np.asarray(boxes, np.float32)
+        return boxes[reading_order(boxes)]
 
     def _recognise(self, crop: np.ndarray) -> tuple[str, float]:
         height, width = crop.shape[:2]

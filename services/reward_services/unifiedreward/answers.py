@@ -19,8 +19,25 @@ _FINAL_SCORE = re.compile(r"Final Score:\s*([1-5](?:\.\d+)?)")
 _SCORE_TAG = re.compile(r"<Score>(\d+)</Score>")
 _AXIS_SCORE = re.compile(r"\b(Alignment|Coherence|Style) Score \(1-5\):\s*([0-5](?:\.\d+)?)")
 
-# What may follow a complete number: 4, 4., 4 / 5, 4.5/5.0; not 4 of 42, 4.5.1, 4,5, 4e3 or 4 / 10.
-_END_OF_NUMBER = re.compile(r"(?: */ *5(?:\.0+)?)?(?! */|[\d%]|[.,eE–-]\d)")
+# Every place where an answer states a score, as loosely as a person would take it: an echoed caption,
+# a line of reasoning and the verdict all count. One that contradicts the others spoils the reading.
+_ANY_FINAL_SCORE = re.compile(
+    r"(?i)final\s+score(?:\s*\(1\s*[-–]\s*5\))?[\W_]*?([-−]?\d+(?:\.\d+)?)"
+)
+_ANY_SCORE_TAG = re.compile(r"(?i)<score>\s*([-−]?\d+(?:\.\d+)?)\s*</score>")
+_ANY_AXIS_SCORE = re.compile(
+    r"(?i)\b(alignment|coherence|style)\s+score(?:\s*\(1\s*[-–]\s*5\))?[\W_]*?([-−]?\d+(?:\.\d+)?)"
+)
+
+# What may follow a complete number: 4, 4., 4 / 5, 4 out of 5.0; not 4 of 42, 4.5.1, 4,5, 4e3, 4 / 10,
+# 4 out of 10, 3 to 4 or 40 percent.
+_SAME_LINE = r"[ \t*_()\[\]\"']*"
+_OF = r"(?:(?:stars?|points?) *)?(?:/|out +of|of)"
+_AND = r"(?:[-–—~]|to|or|and|through)"
+_END_OF_NUMBER = re.compile(
+    rf"(?:{_SAME_LINE}{_OF}{_SAME_LINE}5(?:\.0+)?)?"
+    rf"(?! */|[\d%]|[.,eE–-]\d|{_SAME_LINE}(?:{_OF}|{_AND}){_SAME_LINE}\d|[ \t]*(?:%|percent))"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,23 +47,34 @@ class Mark:
     value: float
     """As the published reader reads it: 10 is 1, 5.9 is 5.9."""
     is_clean: bool
-    """A whole number of the text, and within 1 to 5."""
+    """A whole number of the text, within 1 to 5, and the only one that the answer states."""
 
 
 def read_final_score(answer: str) -> dict[str, Mark]:
     """{"rating": mark} of the first "Final Score: x" (flow_grpo's unifiedreward); {} if none."""
-    return _first(_FINAL_SCORE, answer)
+    return _first(_FINAL_SCORE, answer, _ANY_FINAL_SCORE)
 
 
 def read_score_tag(answer: str) -> dict[str, Mark]:
     """{"rating": mark} of the first "<Score>n</Score>" (flow_grpo's qwenvl); {} if none."""
-    return _first(_SCORE_TAG, answer)
+    return _first(_SCORE_TAG, answer, _ANY_SCORE_TAG)
 
 
 def read_axes(answer: str) -> dict[str, Mark]:
     """Marks of "Alignment/Coherence/Style Score (1-5): x" (Pref-GRPO); of repeated lines the last
-    counts, an axis without a number is left out."""
-    return {match[1].lower(): _mark(match, 2) for match in _AXIS_SCORE.finditer(answer)}
+    counts, and is not clean when they differ. An axis without a number is left out."""
+    stated: dict[str, set[str]] = {}
+    for axis, number in _ANY_AXIS_SCORE.findall(answer):
+        stated.setdefault(axis.lower(), set()).add(_canonical(number))
+    return {
+        match[1].lower(): _mark(match, 2, stated.get(match[1].lower(), set()))
+        for match in _AXIS_SCORE.finditer(answer)
+    }
+
+
+def is_unfinished_thought(answer: str) -> bool:
+    """Whether the answer ends inside a block of reasoning: a number in it is no verdict."""
+    return answer.rfind("<think>") > answer.rfind("</think>")
 
 
 def without_last_word(answer: str) -> str:
@@ -55,12 +83,19 @@ def without_last_word(answer: str) -> str:
     return re.sub(r"\S+\Z", "", answer)
 
 
-def _first(pattern: re.Pattern[str], answer: str) -> dict[str, Mark]:
+def _first(pattern: re.Pattern[str], answer: str, loosely: re.Pattern[str]) -> dict[str, Mark]:
     match = pattern.search(answer)
-    return {} if match is None else {RATING: _mark(match, 1)}
+    stated = {_canonical(number) for number in loosely.findall(answer)}
+    return {} if match is None else {RATING: _mark(match, 1, stated)}
 
 
-def _mark(match: re.Match[str], group: int) -> Mark:
+def _mark(match: re.Match[str], group: int, stated: set[str]) -> Mark:
+    """`stated`: every number that the answer gives for this mark."""
     value = float(match[group])
     is_whole = _END_OF_NUMBER.match(match.string, match.end(group)) is not None
-    return Mark(value, is_clean=is_whole and LOWEST <= value <= HIGHEST)
+    is_clean = is_whole and LOWEST <= value <= HIGHEST and len(stated) <= 1
+    return Mark(value, is_clean)
+
+
+def _canonical(number: str) -> str:
+    return format(float(number.replace("−", "-")), "g")

@@ -12,7 +12,13 @@ import numpy as np
 from reward_api.errors import ItemFailure, Reason
 from reward_api.wire.messages import ItemScore, ScoreRange
 from reward_services.chassis.scorer import Sample, Scorer, ScorerInfo
-from reward_services.unifiedreward.answers import HIGHEST, LOWEST, Mark, without_last_word
+from reward_services.unifiedreward.answers import (
+    HIGHEST,
+    LOWEST,
+    Mark,
+    is_unfinished_thought,
+    without_last_word,
+)
 from reward_services.unifiedreward.engine import Answer, Engine
 from reward_services.unifiedreward.families import FAMILIES, Family
 from reward_services.unifiedreward.prompts import PromptTemplate, load_prompt
@@ -83,20 +89,26 @@ class UnifiedRewardScorer(Scorer):
         if isinstance(answer, ItemFailure):
             return answer
         marks = self.family.read(without_last_word(answer.text) if answer.is_cut else answer.text)
-        if problem := self._problem(marks):
+        if problem := self._problem(marks, sample.prompt, answer):
             return _unreadable(problem, answer)
         scores = self._scores(marks)
         details = self._details(answer) if sample.include_details else None
         return ItemScore(value=scores[self.settings.score], scores=scores, details=details)
 
-    def _problem(self, marks: Mapping[str, Mark]) -> str:
+    def _problem(self, marks: Mapping[str, Mark], prompt: str, answer: Answer) -> str:
         """Why there is no score; empty when there is one."""
         missing = [name for name in self.family.marks if name not in marks]
         if missing:
             return f"the answer gives no {', '.join(missing)}"
+        if self.settings.score != "strict":
+            return ""
         broken = [name for name in self.family.marks if not marks[name].is_clean]
-        if broken and self.settings.score == "strict":
-            return f"the answer's {', '.join(broken)} is no number from 1 to 5"
+        if broken:
+            return f"the answer's {', '.join(broken)} is not one number from 1 to 5"
+        if is_unfinished_thought(answer.text):
+            return "the answer ends before its verdict"
+        if answer.is_cut and self.family.read(prompt):  # the judge may only have quoted it
+            return "the prompt states a score itself, and the answer ends before its verdict"
         return ""
 
     def _scores(self, marks: Mapping[str, Mark]) -> dict[str, float]:

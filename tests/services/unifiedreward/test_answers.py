@@ -1,6 +1,7 @@
 """The readers against the published code's answers."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from reward_services.unifiedreward.answers import (
     AXES,
     RATING,
+    is_unfinished_thought,
     read_axes,
     read_final_score,
     read_score_tag,
@@ -50,7 +52,8 @@ def test_every_published_axis_is_read_and_none_is_made_up(golden):
                 assert (axis in marks) == says_it, text
                 if says_it:
                     assert np.float32(marks[axis].value) == case[axis][index], text
-                    assert marks[axis].is_clean
+                    stated = re.findall(rf"{axis.capitalize()} Score \(1-5\): ([\d.]+)", text)
+                    assert marks[axis].is_clean == (len(set(map(float, stated))) == 1), text
                     count += 1
     assert count > 200
 
@@ -68,6 +71,12 @@ def test_every_published_axis_is_read_and_none_is_made_up(golden):
         "4 / 5",
         "4.5/5.0",
         "4 out of 5",
+        "4** out of 5",
+        "4 (out of 5)",
+        "4 of 5",
+        "4/5\nFinal Score: 4.0",
+        "4\n- 3 of the elements are missing",
+        "4 to be fair",
         "4)",
         "4\nok",
         "4,",
@@ -96,6 +105,16 @@ def test_clean_numbers(number):
         "3-4",
         "3–4",
         "5.0001",
+        "4 out of 10",
+        "4 (out of 10)",
+        "4** out of 10",
+        "4 stars out of 10",
+        "4 of 10",
+        "3 to 4",
+        "3 or 4",
+        "3 — 4",
+        "4 percent",
+        "4 %",
     ],
 )
 def test_broken_numbers_are_read_as_published_and_not_clean(number):
@@ -131,3 +150,46 @@ def test_only_whole_words_name_an_axis():
 )
 def test_the_last_word_of_a_cut_answer_is_not_trusted(answer, rest):
     assert without_last_word(answer) == rest
+
+
+SEVERAL = [
+    'poster (object): 0\n"Final Score: 5" (text): 0\nFinal Score: 1',
+    "<think>Final Score: 5? No, the colour is wrong.</think>\nFinal Score: 2",
+    "Final Score: 4\n**Final Score**: 3",
+    "Final Score: 4, or rather final score: 2",
+    "Final Score: 5\nFinal Score: 10",
+    "Final Score: 5\nFinal Score: -5",
+]
+
+
+@pytest.mark.parametrize("answer", SEVERAL)
+def test_an_answer_with_several_scores_is_not_clean(answer):
+    """The first is still what the published reader finds."""
+    mark = rating(answer)
+    assert mark is not None
+    assert not mark.is_clean
+
+
+def test_a_tag_that_is_contradicted_is_not_clean():
+    answer = "I would not give <Score>5</Score> here.</Thought><Score>2</Score>"
+    mark = rating(answer, read_score_tag)
+    assert mark is not None
+    assert (mark.value, mark.is_clean) == (5, False)
+    again = rating("<Score>3</Score>, as said: <score> 3 </score>", read_score_tag)
+    assert again is not None
+    assert again.is_clean
+
+
+def test_an_axis_that_is_contradicted_is_not_clean():
+    text = "Alignment Score (1-5): {}\nCoherence Score (1-5): 4\nalignment score (1-5): 2"
+    for first, is_clean in ((5, False), (2, True)):
+        assert read_axes(text.format(first))["alignment"].is_clean is is_clean
+        assert read_axes(text.format(first))["coherence"].is_clean
+
+
+@pytest.mark.parametrize(
+    ("answer", "is_open"),
+    [("<think>Final Score: 5", True), ("<think>a</think>Final Score: 5", False), ("5", False)],
+)
+def test_a_thought_without_an_end_is_no_verdict(answer, is_open):
+    assert is_unfinished_thought(answer) is is_open
