@@ -18,9 +18,10 @@ import torch
 MODELS: dict[str, dict[str, Any]] = {
     "sd3": {"guidance": 4.5, "max_sequence_length": 0},
     "flux": {"guidance": 3.5, "max_sequence_length": 8},
-    "qwen_image": {"guidance": 4.0, "max_sequence_length": 32},
+    "qwen_image": {"guidance": 4.0, "max_sequence_length": 400},
 }
-"""[model] of a recipe for each family, less its path."""
+"""[model] of a recipe for each family, less its path. Qwen-Image's prompt comes after a template of
+213 of these tokens, so fewer would never reach it."""
 
 
 def build(family: str, folder: Path) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,30 +10,36 @@ from torch import Tensor
 NUM_TRAIN_TIMESTEPS = 1000
 
 
-def static_shift_sigmas(num_steps: int, shift: float) -> Tensor:
+def static_shift_sigmas(num_steps: int, shift: float, terminal: float | None = None) -> Tensor:
     """(num_steps + 1,) float32: SD3's schedule, sigma' = shift sigma / (1 + (shift - 1) sigma).
 
     Equal to diffusers' FlowMatchEulerDiscreteScheduler: its grid ends at the *shifted* smallest
     sigma and is shifted again, so the low end is shifted twice.
     """
-    _check(num_steps)
     sigma_min = _shift(torch.tensor(1 / NUM_TRAIN_TIMESTEPS, dtype=torch.float64), shift)
-    grid = torch.linspace(1.0, float(sigma_min), num_steps, dtype=torch.float64)
-    return _with_zero(_shift(grid, shift))
+    return shifted_sigmas(num_steps, shift, float(sigma_min), terminal)
 
 
 def dynamic_shift_sigmas(num_steps: int, mu: float, terminal: float | None = None) -> Tensor:
-    """(num_steps + 1,) float32: FLUX's schedule, sigma' = e^mu / (e^mu + 1/sigma - 1).
+    """(num_steps + 1,) float32: FLUX's schedule, sigma' = e^mu / (e^mu + 1/sigma - 1), which is the
+    static shift by e^mu of a grid that ends at 1 / num_steps."""
+    return shifted_sigmas(num_steps, math.exp(mu), 1 / num_steps, terminal)
+
+
+def shifted_sigmas(
+    num_steps: int, shift: float, grid_end: float, terminal: float | None = None
+) -> Tensor:
+    """(num_steps + 1,) float32: an even grid from 1 down to `grid_end`, shifted, and 0.
 
     `terminal` (Qwen-Image) stretches it so that its last entry before 0 is this one; a single step
     has nothing to stretch.
     """
-    _check(num_steps)
-    grid = torch.linspace(1.0, 1 / num_steps, num_steps, dtype=torch.float64)
-    sigmas = math.exp(mu) / (math.exp(mu) + (1 / grid - 1))
+    if num_steps < 1:
+        raise ValueError(f"num_steps = {num_steps}: a schedule has at least one step")
+    sigmas = _shift(torch.linspace(1.0, grid_end, num_steps, dtype=torch.float64), shift)
     if terminal and num_steps > 1:
         sigmas = 1 - (1 - sigmas) * (1 - terminal) / (1 - sigmas[-1])
-    return _with_zero(sigmas)
+    return torch.cat([sigmas.float(), torch.zeros(1)])
 
 
 def shift_mu(
@@ -46,23 +51,5 @@ def shift_mu(
     return mu[0] + (num_tokens - tokens[0]) * (mu[1] - mu[0]) / (tokens[1] - tokens[0])
 
 
-def linear_mu(scheduler: Any, num_tokens: int) -> float:
-    """`shift_mu` as the scheduler config of a checkpoint says."""
-    return shift_mu(
-        num_tokens,
-        (scheduler.base_image_seq_len, scheduler.max_image_seq_len),
-        (scheduler.base_shift, scheduler.max_shift),
-    )
-
-
 def _shift(sigma: Tensor, shift: float) -> Tensor:
     return shift * sigma / (1 + (shift - 1) * sigma)
-
-
-def _with_zero(sigmas: Tensor) -> Tensor:
-    return torch.cat([sigmas.float(), torch.zeros(1)])
-
-
-def _check(num_steps: int) -> None:
-    if num_steps < 1:
-        raise ValueError(f"num_steps = {num_steps}: a schedule has at least one step")

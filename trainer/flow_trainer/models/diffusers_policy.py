@@ -12,12 +12,14 @@ from typing import Any
 import diffusers
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from flow_trainer.errors import ConfigError, NonFiniteError
 from flow_trainer.models.conditioning import Conditioning
 from flow_trainer.models.families.family import Family
+from flow_trainer.models.families.scheduler import check_scheduler
 from flow_trainer.models.flops import FlopsByText, forward_flops
 from flow_trainer.models.policy import Work
 from flow_trainer.models.prompt_cache import PromptCache
@@ -45,6 +47,7 @@ class DiffusersPolicy:
         self.dtype = _dtype(config, device)
         if pipeline is None:
             pipeline = _load_pipeline(family, config, self.dtype)
+        check_scheduler(pipeline.scheduler)
         self._pipeline: Any = pipeline
         transformer, pipeline.transformer = pipeline.transformer, None
         if not config.offload and device.type != "cpu":
@@ -60,6 +63,7 @@ class DiffusersPolicy:
                 f"model.height x model.width = {config.height}x{config.width} must be multiples of "
                 f"{2 * factor} for this checkpoint (VAE factor {factor}, patch size 2)"
             )
+        _check_positions(transformer.config, config, factor)
         channels = family.latent_channels(transformer.config)
         self.latent_shape = (channels, config.height // factor, config.width // factor)
         count = partial(forward_flops, type(transformer), transformer.config, family.velocity)
@@ -181,15 +185,34 @@ def _load_pipeline(family: Family, config: Model, dtype: torch.dtype) -> Any:
     transformers.utils.logging.disable_progress_bar()
     name = family.pipeline_class.__name__
     try:
+        found = family.pipeline_class.load_config(config.path, revision=config.revision)
+        if found.get("_class_name", name) != name:
+            raise ConfigError(
+                f"model.path = {config.path!r} holds a {found['_class_name']}, not the {name} of "
+                f"model.family = {config.family}: correct one of the two"
+            )
         return family.pipeline_class.from_pretrained(
             config.path, revision=config.revision, dtype=dtype, **family.load_options(config)
         )
-    except (OSError, ValueError) as error:
+    except ConfigError:
+        raise
+    # what diffusers and its loaders raise on files that they cannot use
+    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
         raise ConfigError(
             f"model.path = {config.path!r} does not load as a {name}: {error}\n"
             "A folder must hold model_index.json; a hub id may need `hf auth login` and its "
             "licence accepted; an SD3 checkpoint without T5 needs model.max_sequence_length = 0."
         ) from error
+
+
+def _check_positions(transformer: Any, config: Model, factor: int) -> None:
+    """SD3's table of positions is finite; the other families compute theirs for any size."""
+    most = transformer.get("pos_embed_max_size")
+    if most is not None and max(config.height, config.width) > most * 2 * factor:
+        raise ConfigError(
+            f"model.height x model.width = {config.height}x{config.width}: this checkpoint has "
+            f"positions for at most {most * 2 * factor} pixels a side"
+        )
 
 
 def _dtype(config: Model, device: torch.device) -> torch.dtype:

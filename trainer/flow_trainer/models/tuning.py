@@ -9,20 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, set_peft_model_state_dict
+from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
-from flow_trainer.errors import ConfigError
+from flow_trainer.models.adapter import as_trained, load_adapter
 from flow_trainer.models.kernels import compile_blocks, use_attention
 from flow_trainer.parallel.sharding import shard, whole_state
 from flow_trainer.recipe import Model
-
-PEFT_FILES = ("adapter_config.json", "adapter_model.safetensors")
-OWN_FILE = "pytorch_lora_weights.safetensors"
-PEFT_PREFIX = "base_model.model."
 
 
 class Tuning:
@@ -128,50 +123,5 @@ def _add_adapter(transformer: Any, config: Model, targets: list[str]) -> None:
             )
         )
     else:
-        _load_adapter(transformer, config.adapter)
-    for name, parameter in transformer.named_parameters():
-        if ".lora_" in name:
-            parameter.data = parameter.data.float()
-            parameter.requires_grad_(True)
-
-
-def _load_adapter(transformer: Any, source: str) -> None:
-    """Loads a peft folder (as published by Flow-GRPO) or what `Tuning.save` wrote."""
-    folder = _adapter_folder(source)
-    if (folder / PEFT_FILES[0]).exists():
-        lora: Any = LoraConfig.from_pretrained(str(folder))
-        lora.lora_dropout = 0.0
-        transformer.add_adapter(lora)
-        state = {
-            name.removeprefix(PEFT_PREFIX): value
-            for name, value in load_file(folder / PEFT_FILES[1]).items()
-        }
-        odd = set_peft_model_state_dict(transformer, state)
-        wrong = [*odd.unexpected_keys, *(name for name in odd.missing_keys if ".lora_" in name)]
-        if wrong:
-            raise ConfigError(
-                f"model.adapter = {source!r} does not fit this model: {len(wrong)} names differ, "
-                f"e.g. {wrong[0]}"
-            )
-    elif (folder / OWN_FILE).exists():
-        transformer.load_lora_adapter(
-            folder, prefix="transformer", weight_name=OWN_FILE, use_safetensors=True
-        )
-    else:
-        raise ConfigError(
-            f"model.adapter = {source!r} holds neither {PEFT_FILES[0]} nor {OWN_FILE}"
-        )
-
-
-def _adapter_folder(source: str) -> Path:
-    if Path(source).is_dir():
-        return Path(source)
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(source, allow_patterns=["*.json", "*.safetensors"]))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise ConfigError(
-            f"model.adapter = {source!r} is neither a folder nor a hub repository: {error}"
-        ) from error
+        load_adapter(transformer, config.adapter)
+    as_trained(transformer)

@@ -8,10 +8,10 @@ import torch
 from diffusers import FluxPipeline
 from torch import Tensor
 
-from flow_trainer.algorithm.schedule import dynamic_shift_sigmas, linear_mu
 from flow_trainer.models.conditioning import Conditioning
 from flow_trainer.models.families.family import Family
 from flow_trainer.models.families.packing import pack, unpack
+from flow_trainer.models.families.scheduler import scheduler_sigmas
 from flow_trainer.models.families.sd3 import unscale
 from flow_trainer.recipe import Model
 
@@ -34,7 +34,8 @@ LORA_TARGETS = [
 
 
 def sigmas(scheduler: Any, num_steps: int, tokens: int) -> Tensor:
-    return dynamic_shift_sigmas(num_steps, linear_mu(scheduler, tokens))
+    end = "sigma_min" if scheduler.get("use_flow_sigmas") else "1/num_steps"
+    return scheduler_sigmas(scheduler, num_steps, tokens, grid_end=end)
 
 
 def encode(pipeline: Any, config: Model, prompts: list[str], device: torch.device) -> Conditioning:

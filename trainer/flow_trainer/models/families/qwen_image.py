@@ -8,10 +8,10 @@ import torch
 from diffusers import QwenImagePipeline
 from torch import Tensor
 
-from flow_trainer.algorithm.schedule import dynamic_shift_sigmas, linear_mu
 from flow_trainer.models.conditioning import Conditioning, join
 from flow_trainer.models.families.family import Family
 from flow_trainer.models.families.packing import pack, unpack
+from flow_trainer.models.families.scheduler import scheduler_sigmas
 from flow_trainer.recipe import Model
 
 LORA_TARGETS = [
@@ -31,8 +31,7 @@ LORA_TARGETS = [
 
 
 def sigmas(scheduler: Any, num_steps: int, tokens: int) -> Tensor:
-    mu = linear_mu(scheduler, tokens)
-    return dynamic_shift_sigmas(num_steps, mu, terminal=scheduler.shift_terminal)
+    return scheduler_sigmas(scheduler, num_steps, tokens, grid_end="1/num_steps")
 
 
 def encode(pipeline: Any, config: Model, prompts: list[str], device: torch.device) -> Conditioning:

@@ -8,9 +8,9 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 from torch import Tensor
 
-from flow_trainer.algorithm.schedule import static_shift_sigmas
 from flow_trainer.models.conditioning import Conditioning, join
 from flow_trainer.models.families.family import Family
+from flow_trainer.models.families.scheduler import scheduler_sigmas
 from flow_trainer.recipe import Model
 
 # Attention projections of both streams (the published Flow-GRPO recipes for SD3.5-M).
@@ -33,7 +33,7 @@ def load_options(config: Model) -> dict[str, Any]:
 
 
 def sigmas(scheduler: Any, num_steps: int, tokens: int) -> Tensor:
-    return static_shift_sigmas(num_steps, scheduler.shift)
+    return scheduler_sigmas(scheduler, num_steps, tokens, grid_end="sigma_min")
 
 
 def encode(pipeline: Any, config: Model, prompts: list[str], device: torch.device) -> Conditioning:
