@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -36,7 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(
             f"{len(prompts)} prompts for {len(arguments.images)} images: give 1 or as many"
         )
-    metadata = _metadata(parser, arguments.metadata)
+    if not 0 < arguments.timeout < math.inf:
+        parser.error(f"--timeout {arguments.timeout}: give a number of seconds above 0")
+    metadata = _metadata(parser, arguments.metadata, len(arguments.images))
     files = [_read(parser, path) for path in arguments.images]
     rewards = dict(_reward(text) for text in arguments.reward)
     if len(rewards) < len(arguments.reward):
@@ -45,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     import asyncio  # the client takes a moment to import; --help should not
 
     from reward_api.client import AsyncRewardClient
-    from reward_api.errors import RewardError
+    from reward_api.errors import AuthenticationFailed, InvalidRequest, RewardError
 
     try:
         clients = {
@@ -58,9 +61,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(str(error))
     try:
         return asyncio.run(_run(clients, arguments, files, prompts, metadata))
+    except (InvalidRequest, AuthenticationFailed) as error:
+        hint = "; give the token with --token" if isinstance(error, AuthenticationFailed) else ""
+        sys.stderr.write(f"reward-score: {error}{hint}\n")
+        return _EXIT_USAGE
     except RewardError as error:
         hint = "; is the service up? --wait waits for it" if error.retryable else ""
         sys.stderr.write(f"reward-score: {error}{hint}\n")
+        return _EXIT_FAILED
+    except BrokenPipeError:  # the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _EXIT_FAILED
     except KeyboardInterrupt:
         return 130
@@ -111,11 +121,20 @@ def _read(parser: argparse.ArgumentParser, path: Path) -> bytes:
         parser.error(f"{path}: {error.strerror}")
 
 
-def _metadata(parser: argparse.ArgumentParser, text: str | None) -> Any:
+def _metadata(parser: argparse.ArgumentParser, text: str | None, count: int) -> Any:
     try:
-        return json.loads(text) if text else None
+        metadata = json.loads(text) if text else None
     except ValueError as error:
         parser.error(f"--metadata is not JSON: {error}")
+    except RecursionError:
+        parser.error("--metadata is nested too deeply")
+    if isinstance(metadata, list) and len(metadata) != count:
+        parser.error(
+            f"--metadata: {len(metadata)} entries for {count} images: give as many, or one"
+        )
+    if not isinstance(metadata, dict | list | None):
+        parser.error(f"--metadata is {text}: give a JSON object, or a list of objects")
+    return metadata
 
 
 async def _run(

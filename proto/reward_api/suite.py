@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
@@ -56,6 +57,9 @@ class AsyncRewardSuite:
             raise ValueError(
                 f"weights are given for {sorted(weights)}, the rewards are {sorted(rewards)}"
             )
+        wrong = {n: w for n, w in (weights or {}).items() if not math.isfinite(w)}
+        if wrong:
+            raise ValueError(f"weights: {wrong} is not finite; give each reward a number")
         if on_error not in ("raise", "nan"):
             raise ValueError(f'on_error={on_error!r}: choose "raise" or "nan"')
         self.weights = {name: 1.0 if weights is None else weights[name] for name in rewards}

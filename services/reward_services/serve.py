@@ -16,24 +16,33 @@ from reward_services.chassis.auth import TokenCheck
 from reward_services.chassis.batching.isolation import summary
 from reward_services.chassis.grpc.app import GrpcFront
 from reward_services.chassis.http.server import HttpFront
+from reward_services.chassis.ports import PortError
 from reward_services.chassis.scorer import Scorer
 from reward_services.chassis.service import RewardService, State
 from reward_services.chassis.settings import ServiceSettings
+from reward_services.chassis.weights import WeightsError
 from reward_services.dialects import GRPC_HANDLERS, HTTP_ROUTERS
 
 logger = logging.getLogger(__name__)
 
 EXIT_OK = 0
 EXIT_START_FAILED = 1
+EXIT_USAGE = 2
 EXIT_DEVICE_LOST = 3
 
 # Once nothing is left to answer: time for the last bytes to leave.
 _FLUSH_S = 2.0
 _DEPENDENCY_S = 2.0
+_MAX_MESSAGE = 2000
 
 
 class StartFailed(Exception):
-    """The service could not start; the message is the one line that says why."""
+    """The service could not start; the message is the one line that says why. `status` is 2 where
+    another setting would help, 1 where only another time or place does."""
+
+    def __init__(self, message: str, status: int = EXIT_START_FAILED) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 def serve(name: str, scorer: Scorer, settings: ServiceSettings) -> int:
@@ -47,7 +56,7 @@ def serve(name: str, scorer: Scorer, settings: ServiceSettings) -> int:
     except StartFailed as error:
         logger.critical("%s", error)
         logger.debug("the cause", exc_info=error.__cause__)
-        return EXIT_START_FAILED
+        return error.status
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -99,6 +108,7 @@ class _Process:
         http = grpc = None
         http_port = grpc_port = None
         try:
+            _check_files(settings)
             token = settings.read_token()
             check = TokenCheck(token) if token else None
             if settings.http_port is not None:
@@ -109,7 +119,10 @@ class _Process:
                 grpc_port = await grpc.start()
             self._publish(http_port, grpc_port)
         except (OSError, ValueError, ImportError, RuntimeError) as error:
-            raise StartFailed(f"cannot open the ports: {summary(error)}") from error
+            await asyncio.gather(*(front.stop(0) for front in (http, grpc) if front))
+            if isinstance(error, PortError):
+                raise StartFailed(str(error), EXIT_USAGE) from error
+            raise StartFailed(f"cannot open the ports: {_whole(error)}", EXIT_USAGE) from error
         return http, grpc
 
     def _publish(self, http_port: int | None, grpc_port: int | None) -> None:
@@ -132,8 +145,10 @@ class _Process:
         try:
             await loading
         except Exception as error:
+            is_setting = isinstance(error, (WeightsError, ImportError, FileNotFoundError))
             raise StartFailed(
-                f"loading {self._name} failed: {summary(error)} (--log-level debug tells more)"
+                f"loading {self._name} failed: {_whole(error)} (--log-level debug tells more)",
+                EXIT_USAGE if is_setting else EXIT_START_FAILED,
             ) from error
 
     async def _watch_dependency(self, service: RewardService, grpc: GrpcFront | None) -> None:
@@ -161,6 +176,24 @@ class _Process:
     def _say(self, line: str) -> None:
         sys.stdout.write(line + "\n")
         sys.stdout.flush()
+
+
+def _check_files(settings: ServiceSettings) -> None:
+    """OpenSSL's and gRPC's own errors do not name the file. Raises FileNotFoundError."""
+    for field in ("token_file", "tls_cert_file", "tls_key_file", "tls_client_ca_file"):
+        path = getattr(settings, field)
+        if path is not None and not path.is_file():
+            flag = "--" + field.replace("_", "-")
+            raise FileNotFoundError(f"{flag} {path}: there is no such file; name one that exists")
+
+
+def _whole(error: BaseException) -> str:
+    """The message in one line, with its fix, which stands at the end: only what is longer than any
+    message of ours loses its middle."""
+    text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    if len(text) <= _MAX_MESSAGE:
+        return text
+    return f"{text[: _MAX_MESSAGE // 2]} ... {text[-_MAX_MESSAGE // 2 :]}"
 
 
 def _stop_on_signals() -> asyncio.Future[None]:

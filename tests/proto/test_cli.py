@@ -94,13 +94,13 @@ def test_nothing_answers(files, capsys):
 def test_token(serve, files, capsys, monkeypatch):
     service = serve(token="secret")
     arguments = ["--reward", service.urls["http"], *files]
-    assert cli.main(arguments) == 1
+    assert cli.main(arguments) == 2
     assert "AUTH" in capsys.readouterr().err
     assert cli.main([*arguments, "--token", "secret"]) == 0
     monkeypatch.setenv("REWARD_TOKEN", "secret")
     assert cli.main(arguments) == 0
     monkeypatch.setenv("REWARD_TOKEN", "")  # as compose passes on a variable that is not set
-    assert cli.main(arguments) == 1
+    assert cli.main(arguments) == 2
     assert "AUTH" in capsys.readouterr().err
 
 
@@ -117,6 +117,20 @@ def test_token(serve, files, capsys, monkeypatch):
             "2 prompts for 1",
         ),
         (["--reward", "x=http://a", "--reward", "x=http://b", "black.png"], "same name"),
+        (["--reward", "", "black.png"], "expected http://host:port"),
+        (["--reward", "x=", "black.png"], "expected http://host:port"),
+        (["--reward", "http://a:99999", "black.png"], "expected http://host:port"),
+        (["--reward", "http://me:pw@a:1", "black.png"], "the token is an option"),
+        (["--reward", "grpc://a", "black.png"], "gRPC needs the port"),
+        (["--reward", "http://a", "."], "Is a directory"),
+        (["--reward", "http://a", "black.png", "--timeout", "0"], "--timeout 0.0"),
+        (["--reward", "http://a", "black.png", "--timeout", "nan"], "--timeout nan"),
+        (["--reward", "http://a", "black.png", "--timeout", "soon"], "--timeout"),
+        (["--reward", "http://a", "black.png", "--token", "two words"], "the token must be"),
+        (["--reward", "http://a", "black.png", "--metadata", "3"], "give a JSON object"),
+        (["--reward", "http://a", "black.png", "--metadata", "[{}, {}]"], "2 entries for 1 images"),
+        (["--reward", "http://a", "black.png", "--metadata", "[" * 100_000], "nested too deeply"),
+        (["--reward", "http://a", "black.png", "--colour"], "--colour"),
     ],
 )
 def test_wrong_usage(files, arguments, message, capsys):
@@ -124,6 +138,21 @@ def test_wrong_usage(files, arguments, message, capsys):
         cli.main(arguments)
     assert caught.value.code == 2
     assert message in capsys.readouterr().err
+
+
+WRONG_CALLS = [
+    (["--metadata", '{"n": NaN}'], "metadata[0]['n'] is nan"),
+    (["--metadata", "[3, 4]"], "metadata[0] is a int"),
+    (["--prompt", "\udcff"], "prompts[0] is not valid Unicode"),
+    (["--metadata", '{"n": 123456789012345678901234567890}'], "send it as a str"),
+]
+
+
+@pytest.mark.parametrize(("flags", "message"), WRONG_CALLS)
+def test_what_only_the_client_finds_is_wrong_usage_too(ocr, files, flags, message, capsys):
+    assert cli.main(["--reward", ocr.urls["http"], *files, *flags]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
 
 
 def test_help_imports_nothing_heavy():

@@ -13,7 +13,7 @@ without a score ends the call as ItemsFailed.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from reward_api.batch import ScoreBatch
 from reward_api.callers.geneval import SUB_SCORES, published_answer
@@ -32,8 +32,14 @@ def as_flow_grpo(reward: str | Sequence[str] | RewardClient, **options: Any) -> 
     client = _client(reward, options)
 
     def reward_fn(
-        images: Any, prompts: Sequence[str], metadata: Any = None
+        images: Any, prompts: Sequence[str], metadata: Any = None, *multi: Any, **multi_by_name: Any
     ) -> tuple[list[float], dict[str, Any]]:
+        if multi or multi_by_name:
+            raise InvalidRequest(
+                Reason.INVALID_REQUEST,
+                f"called with {_named(multi_by_name) or 'four arguments'}, as multi_score's function "
+                "is: use as_flow_grpo_multi({name: url}, {name: weight})",
+            )
         batch = client.score(images, prompts, _per_item(metadata), on_error="raise")
         return batch.values.tolist(), {k: v.tolist() for k, v in batch.scores.items()}
 
@@ -64,21 +70,46 @@ def as_flow_grpo_geneval(
 def as_flow_grpo_multi(
     rewards: RewardSuite | Mapping[str, str | Sequence[str]],
     weights: Mapping[str, float] | None = None,
+    *,
+    ref_images: Literal["refuse", "ignore"] = "refuse",
     **options: Any,
 ) -> RewardFunction:
     """Several rewards, in place of flow_grpo's ``multi_score``: ``fn(images, prompts, metadata)
     -> ({name: [N scores], ..., "avg": [N]}, {})``, where "avg" is the weighted sum.
 
+    The function also has flow_grpo's newer form ``(images, prompts, metadata, ref_images,
+    only_strict)``. No service here reads a reference image: with "refuse" one is an InvalidRequest,
+    with "ignore" the edited images are scored alone, which is right for rewards of the result
+    (ocr, geneval, pickscore, aesthetic).
+
     A reward named "geneval" adds the keys that flow_grpo's evaluation reads: `accuracy`,
     `strict_accuracy`, and both for each tag.
     """
+    if isinstance(rewards, Mapping) and "avg" in rewards:
+        raise ValueError("rewards: 'avg' is the weighted sum's key; give this reward another name")
     suite = (
         rewards if isinstance(rewards, RewardSuite) else RewardSuite(rewards, weights, **options)
     )
 
     def reward_fn(
-        images: Any, prompts: Sequence[str], metadata: Any = None, only_strict: bool = True
+        images: Any,
+        prompts: Sequence[str],
+        metadata: Any = None,
+        references: Any = None,
+        only_strict: bool = True,
+        **by_name: Any,
     ) -> tuple[dict[str, list[float]], dict[str, Any]]:
+        if isinstance(references, bool):  # the older form's fourth
+            references, only_strict = None, references
+        references = by_name.pop("ref_images", references)
+        if by_name:
+            raise TypeError(f"reward_fn() got an unexpected keyword argument {_named(by_name)}")
+        if references is not None and ref_images == "refuse":
+            raise InvalidRequest(
+                Reason.UNSUPPORTED,
+                "ref_images: no service here reads a reference image; score the edited images alone "
+                'with as_flow_grpo_multi(..., ref_images="ignore")',
+            )
         per_item = _per_item(metadata)
         scores = suite.score(images, prompts, per_item, on_error="raise")
         details: dict[str, list[float]] = {}
@@ -94,6 +125,10 @@ def as_flow_grpo_multi(
 
 def _client(reward: str | Sequence[str] | RewardClient, options: dict[str, Any]) -> RewardClient:
     return reward if isinstance(reward, RewardClient) else RewardClient(reward, **options)
+
+
+def _named(arguments: Mapping[str, Any]) -> str:
+    return ", ".join(arguments)
 
 
 def _accuracies(
@@ -124,7 +159,7 @@ def _published(
 
 def _per_item(metadata: Any) -> Sequence[Mapping[str, Any] | None] | None:
     """Those callers pass ``{}`` or ``None`` when they have no metadata."""
-    return list(metadata) if metadata else None
+    return list(metadata) if metadata is not None and len(metadata) else None
 
 
 def _every(batch: ScoreBatch) -> list[float]:

@@ -1,11 +1,11 @@
 """A reward service as the reward function of verl-omni's visual rewards::
 
-    +reward.reward_functions.ocr.path=pkg://reward_api.verl
-    +reward.reward_functions.ocr.name=compute_score
-    +reward.reward_functions.ocr.server_url=http://host:8101
+    reward.custom_reward_function.path=pkg://reward_api.verl
+    +reward.custom_reward_function.reward_kwargs.server_url=http://host:8101
 
 One image per call, as verl-omni makes them; the service puts the calls of all workers into batches.
-A failure raises: it is never the score 0.
+A failure raises. verl-omni's manager of several rewards trains on 0 all the same unless the reward is
+`required=true`: the settings are in services/reward_services/dialects/README.md.
 """
 
 from __future__ import annotations

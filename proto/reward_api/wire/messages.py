@@ -11,7 +11,15 @@ import binascii
 import math
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    model_validator,
+)
 
 from reward_api.errors import STATUS, ItemFailure, Reason
 
@@ -42,6 +50,23 @@ AnyReason = Annotated[
     Reason, BeforeValidator(lambda name: name if name in _REASONS else Reason.INTERNAL)
 ]
 _REASONS = frozenset(Reason)
+
+
+_EXACT = 2**53
+
+
+def with_whole_numbers(value: Any) -> Any:
+    """JSON with every 2.0 as 2: JSON has one kind of number, gRPC's Struct only floats, and tables
+    (pandas, datasets) make floats of integers. All protocols give a reward the same metadata."""
+    match value:
+        case float() if value.is_integer() and abs(value) <= _EXACT:
+            return int(value)
+        case dict():
+            return {key: with_whole_numbers(inner) for key, inner in value.items()}
+        case list():
+            return [with_whole_numbers(inner) for inner in value]
+        case _:
+            return value
 
 
 class Message(BaseModel):
@@ -100,7 +125,9 @@ class Item(Message):
     id: str = ""
     prompt: str = ""
     image: Image | None = None
-    metadata: dict[str, Any] = Field(default_factory=dict)
+    metadata: Annotated[dict[str, Any], AfterValidator(with_whole_numbers)] = Field(
+        default_factory=dict
+    )
 
 
 class ScoreRequest(Message):
@@ -213,3 +240,5 @@ class Problem(BaseModel):
     request_id: str = ""
     retry_after_ms: int | None = None
     errors: list[dict[str, Any]] = []
+    error: str | None = None
+    """`detail` again, where the client of another protocol asks."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from prometheus_client import (
     CollectorRegistry,
@@ -19,6 +21,39 @@ from reward_api.wire.messages import ItemResult, ScoreRange, Timing
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _ITEMS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _UNBOUNDED_SCORES = (-10, -5, -2, -1, -0.5, -0.2, 0, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)
+
+
+@dataclass
+class Totals:
+    """Sums since the start, for protocols that ask for them (Triton's statistics)."""
+
+    items: int = 0
+    batches: int = 0
+    successes: int = 0
+    failures: int = 0
+    success_ns: int = 0
+    failure_ns: int = 0
+    queue_ns: int = 0
+    decode_ns: int = 0
+    inference_ns: int = 0
+    last_answer_ms: int = 0
+    """Unix time of the last answered call; 0: none yet."""
+
+    def count(self, seconds: float, *, is_success: bool) -> None:
+        nanoseconds = int(seconds * 1e9)
+        if is_success:
+            self.successes += 1
+            self.success_ns += nanoseconds
+            self.last_answer_ms = int(time.time() * 1000)
+        else:
+            self.failures += 1
+            self.failure_ns += nanoseconds
+
+    def add_stages(self, num_scored: int, timing: Timing) -> None:
+        self.items += num_scored
+        self.queue_ns += int(timing.queue_ms * 1e6)
+        self.decode_ns += int(timing.decode_ms * 1e6)
+        self.inference_ns += int(timing.inference_ms * 1e6)
 
 
 class Metrics:
@@ -91,6 +126,7 @@ class Metrics:
             ("version", "revision", "device"),
             registry=registry,
         )
+        self.totals = Totals()
         self._scores: Histogram | None = None
         # Looked up once: finding a child by its labels costs more than counting.
         self._scored = self._items.labels(model, "score")
@@ -123,6 +159,7 @@ class Metrics:
         self._inflight.set_function(inflight)
 
     def observe_batch(self, size: int, seconds: float) -> None:
+        self.totals.batches += 1
         self._batch_items.observe(size)
         self._batch_seconds.observe(seconds)
 
@@ -134,6 +171,7 @@ class Metrics:
                 self._item_errors.labels(result.error.reason).inc()
             elif result.score and self._scores is not None:
                 self._scores.observe(result.score.value)
+        self.totals.add_stages(len(results) - failed, timing)
         self._failed.inc(failed)
         self._scored.inc(len(results) - failed)
         self._stages["queue"].observe(timing.queue_ms / 1000)
@@ -152,6 +190,7 @@ class Metrics:
         requests, request_seconds = known
         requests.inc()
         request_seconds.observe(seconds)
+        self.totals.count(seconds, is_success=reason is None)
         if reason is not None:
             self._rejections.labels(reason).inc()
 

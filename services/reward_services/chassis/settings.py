@@ -6,11 +6,20 @@ from __future__ import annotations
 
 import importlib.util
 import ipaddress
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    field_validator,
+    model_validator,
+)
 
 MIB = 1024 * 1024
 
@@ -29,7 +38,9 @@ class ServiceSettings(BaseModel):
     """Settings of every reward service. The text under a field is its documentation, also in --help
     and in services/README.md."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
     host: str = "127.0.0.1"
     """address both ports bind to"""
@@ -37,6 +48,8 @@ class ServiceSettings(BaseModel):
     """HTTP port; 0: any free one; none: no HTTP"""
     grpc_port: Port = 9100
     """gRPC port; 0: any free one; none: no gRPC"""
+    next_free_port: bool = False
+    """where a port is taken, take the next free one above it"""
     device: str = "auto"
     """cpu, cuda, cuda:1, ...; auto: cuda where there is one"""
 
@@ -108,6 +121,13 @@ class ServiceSettings(BaseModel):
     """form of the log lines"""
     port_file: Path | None = None
     """write the bound ports there as JSON; readiness comes later"""
+
+    @field_validator("device")
+    @classmethod
+    def _check_device(cls, device: str) -> str:
+        if not re.fullmatch(r"(auto|cpu|(cuda|mps|xpu)(:\d+)?)", device):
+            raise ValueError(f"{device!r} is no device: choose auto, cpu, cuda, cuda:1, ...")
+        return device
 
     @model_validator(mode="after")
     def _check(self) -> ServiceSettings:

@@ -29,6 +29,6 @@ HTTP_ROUTERS: dict[str, APIRouter] = {
     "pickle": pickled.router,
 }
 
-GRPC_HANDLERS: dict[str, Callable[[RewardService], grpc.GenericRpcHandler]] = {
+GRPC_HANDLERS: dict[str, Callable[[RewardService], grpc.ServiceRpcHandler]] = {
     "oip": oip_grpc.handler,
 }

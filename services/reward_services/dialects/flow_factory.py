@@ -66,7 +66,11 @@ def _read(body: memoryview) -> ScoreRequest:
     asked = read_json(ComputeBody, body)
     for name in ("video", "condition_images", "condition_videos"):
         if getattr(asked, name):
-            raise InvalidRequest(Reason.INVALID_REQUEST, f"{name}: this service scores images only")
+            what = "videos" if "video" in name else "reference images"
+            raise InvalidRequest(
+                Reason.UNSUPPORTED,
+                f"{name}: this service scores images only; it reads no {what}",
+            )
     if asked.image is None:
         raise InvalidRequest(Reason.INVALID_REQUEST, "image: there are none to score")
     metadata = (asked.kwargs or {}).get("metadata")

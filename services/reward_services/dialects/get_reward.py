@@ -33,7 +33,7 @@ class GetRewardBody(Body):
     prompts: list[str] | None = None
     labels: list[Any] | None = None
     images: list[str] | None = None
-    prompt: str = ""
+    prompt: str | list[dict[str, Any]] = ""
     response: str | None = None
     label: Any = None
 
@@ -62,7 +62,7 @@ def _lists(scores: list[ItemScore]) -> dict[str, Any]:
 def _read(body: memoryview) -> tuple[GetRewardBody, ScoreRequest]:
     asked = read_json(GetRewardBody, body)
     if asked.response is not None:
-        images, prompts, labels = [asked.response], [asked.prompt], [asked.label]
+        images, prompts, labels = [asked.response], [prompt_text(asked.prompt)], [asked.label]
     else:
         given = asked.images if asked.images is not None else asked.query
         if given is None:
@@ -73,6 +73,21 @@ def _read(body: memoryview) -> tuple[GetRewardBody, ScoreRequest]:
         labels = asked.labels or [None] * len(given)
     metadata = [_metadata(label) for label in labels]
     return asked, request_of([image_of(image) for image in images], prompts, metadata)
+
+
+def prompt_text(prompt: str | list[dict[str, Any]]) -> str:
+    """A prompt, or the texts of a conversation (slime sends what the dataset has)."""
+    if isinstance(prompt, str):
+        return prompt
+    texts: list[str] = []
+    for message in prompt:
+        content = message.get("content")
+        parts = content if isinstance(content, list) else [content]
+        for part in parts:
+            text = part.get("text") if isinstance(part, dict) else part
+            if isinstance(text, str):
+                texts.append(text)
+    return "\n".join(texts)
 
 
 def _metadata(label: Any) -> dict[str, Any] | None:

@@ -22,11 +22,11 @@ from reward_api.errors import InvalidRequest, Reason
 from reward_api.items import make_items
 from reward_api.wire.messages import Image, PackedImages, ScoreRequest, ScoreResponse
 from reward_services import __version__
-from reward_services.chassis.service import RewardService
+from reward_services.chassis.service import RewardService, State
 from reward_services.dialects.common import scores_of, sub_score_lists
 
 SERVER_NAME = "flow-rewards"
-EXTENSIONS = ("binary_tensor_data",)
+EXTENSIONS = ("binary_tensor_data", "model_configuration", "statistics", "model_repository")
 PLATFORM = "reward"
 SCORE = "SCORE"
 INPUTS = {
@@ -141,6 +141,74 @@ def check_version(version: str) -> None:
 def output_names(service: RewardService) -> list[str]:
     """Raises Unavailable while the model loads."""
     return [SCORE, *(score.name for score in service.info.sub_scores)]
+
+
+_CONFIG_TYPES = {"UINT8": "TYPE_UINT8", "BYTES": "TYPE_STRING", "FP64": "TYPE_FP64"}
+
+
+def model_config(service: RewardService) -> dict[str, Any]:
+    """The part of Triton's model configuration that says how to call the model. `max_batch_size` is
+    that of a request; the dimensions are those of one item. Raises Unavailable while it loads."""
+    return {
+        "name": service.name,
+        "platform": PLATFORM,
+        "backend": PLATFORM,
+        "max_batch_size": service.settings.max_request_items,
+        "input": [
+            {
+                "name": name,
+                "data_type": _CONFIG_TYPES[datatype],
+                "dims": list(shape[1:]) or [1],
+                **({} if shape[1:] else {"reshape": {"shape": []}}),
+                "optional": name != "IMAGE",
+            }
+            for name, (datatype, shape) in INPUTS.items()
+        ],
+        "output": [
+            {
+                "name": name,
+                "data_type": _CONFIG_TYPES["FP64"],
+                "dims": [1],
+                "reshape": {"shape": []},
+            }
+            for name in output_names(service)
+        ],
+        "dynamic_batching": {
+            "max_queue_delay_microseconds": 1000 * service.settings.max_queue_delay_ms
+        },
+        "model_transaction_policy": {"decoupled": False},
+    }
+
+
+def statistics(service: RewardService) -> dict[str, Any]:
+    """What Triton's clients read of a model's work since its start, from the service's metrics."""
+    seen = service.metrics.totals
+    return {
+        "name": service.name,
+        "version": __version__,
+        "last_inference": seen.last_answer_ms,
+        "inference_count": seen.items,
+        "execution_count": seen.batches,
+        "inference_stats": {
+            "success": {"count": seen.successes, "ns": seen.success_ns},
+            "fail": {"count": seen.failures, "ns": seen.failure_ns},
+            "queue": {"count": seen.successes, "ns": seen.queue_ns},
+            "compute_input": {"count": seen.successes, "ns": seen.decode_ns},
+            "compute_infer": {"count": seen.successes, "ns": seen.inference_ns},
+            "compute_output": {"count": seen.successes, "ns": 0},
+        },
+    }
+
+
+def index_entry(service: RewardService) -> dict[str, str]:
+    """The service's one model as an entry of Triton's repository index."""
+    is_ready = service.state is State.READY
+    return {
+        "name": service.name,
+        "version": __version__,
+        "state": "READY" if is_ready else "UNAVAILABLE",
+        "reason": "" if is_ready else str(service.state),
+    }
 
 
 def _packed(tensor: Tensor) -> PackedImages:

@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import grpc
+from google.protobuf.json_format import ParseDict
 
 from reward_api.errors import InvalidRequest, Reason, RewardError
 from reward_api.wire.messages import ScoreRequest
 from reward_api.wire.v1 import open_inference_pb2 as pb
 from reward_services import __version__
 from reward_services.chassis.grpc.call import abort, given_request_id
+from reward_services.chassis.grpc.reflection import DescribedHandler, published_file
 from reward_services.chassis.service import RewardService, State
 from reward_services.dialects import oip
 
@@ -21,7 +23,7 @@ SERVICE_NAME = "inference.GRPCInferenceService"
 _INLINE_PARSE_BYTES = 256 * 1024
 
 
-def handler(service: RewardService) -> grpc.GenericRpcHandler:
+def handler(service: RewardService) -> grpc.ServiceRpcHandler:
     servicer = _Servicer(service)
     methods = {
         "ServerLive": servicer.server_live,
@@ -30,11 +32,15 @@ def handler(service: RewardService) -> grpc.GenericRpcHandler:
         "ServerMetadata": servicer.server_metadata,
         "ModelMetadata": servicer.model_metadata,
         "ModelInfer": servicer.infer,
+        "ModelConfig": servicer.model_config,
+        "ModelStatistics": servicer.statistics,
+        "RepositoryIndex": servicer.repository_index,
     }
-    return grpc.method_handlers_generic_handler(
+    handler: Any = grpc.method_handlers_generic_handler(
         SERVICE_NAME,
         {name: grpc.unary_unary_rpc_method_handler(method) for name, method in methods.items()},
     )
+    return DescribedHandler(handler, published_file(pb.DESCRIPTOR, SERVICE_NAME, list(methods)))
 
 
 class _Servicer:
@@ -80,6 +86,35 @@ class _Servicer:
             ],
             outputs=[tensor(name=name, datatype="FP64", shape=[-1]) for name in names],
         ).SerializeToString()
+
+    async def model_config(self, data: bytes, context: grpc.aio.ServicerContext) -> bytes:
+        try:
+            asked = _parsed(pb.ModelConfigRequest, data)
+            oip.check_model(self._service, asked.name, asked.version)
+            config = oip.model_config(self._service)
+        except RewardError as error:
+            await abort(context, error)
+        answer = pb.ModelConfigResponse(config=ParseDict(config, pb.ModelConfig()))
+        return answer.SerializeToString()
+
+    async def statistics(self, data: bytes, context: grpc.aio.ServicerContext) -> bytes:
+        try:
+            asked = _parsed(pb.ModelStatisticsRequest, data)
+            if asked.name:
+                oip.check_model(self._service, asked.name, asked.version)
+        except RewardError as error:
+            await abort(context, error)
+        stats = ParseDict(oip.statistics(self._service), pb.ModelStatistics())
+        return pb.ModelStatisticsResponse(model_stats=[stats]).SerializeToString()
+
+    async def repository_index(self, data: bytes, context: grpc.aio.ServicerContext) -> bytes:
+        try:
+            asked = _parsed(pb.RepositoryIndexRequest, data)
+        except RewardError as error:
+            await abort(context, error)
+        entry = pb.RepositoryIndexResponse.ModelIndex(**oip.index_entry(self._service))
+        is_wanted = self._is_ready or not asked.ready
+        return pb.RepositoryIndexResponse(models=[entry] if is_wanted else []).SerializeToString()
 
     async def infer(self, data: bytes, context: grpc.aio.ServicerContext) -> bytes:
         service = self._service

@@ -56,21 +56,63 @@ async def server_metadata() -> dict[str, Any]:
 
 
 @router.get("/v2/health/live")
-async def live() -> Response:
-    return Response()
+async def live() -> dict[str, bool]:
+    """KServe's clients read the body, Triton's the status."""
+    return {"live": True}
 
 
 @router.get("/v2/health/ready")
 async def ready(request: Request) -> Response:
-    # The protocol wants 4xx for "no".
-    return Response(status_code=200 if request.app.state.service.state is State.READY else 400)
+    return _readiness(request.app.state.service)
 
 
 @router.get("/v2/models/{model}/ready")
 @router.get("/v2/models/{model}/versions/{version}/ready")
 async def model_ready(request: Request, model: str, version: str = "") -> Response:
-    oip.check_model(request.app.state.service, model, version)
-    return await ready(request)
+    service: RewardService = request.app.state.service
+    oip.check_model(service, model, version)
+    return _readiness(service, name=service.name)
+
+
+def _readiness(service: RewardService, **more: str) -> Response:
+    is_ready = service.state is State.READY
+    # The protocol wants 4xx for "no".
+    return JSONResponse({**more, "ready": is_ready}, 200 if is_ready else 400)
+
+
+@router.get("/v2/models/{model}/config")
+@router.get("/v2/models/{model}/versions/{version}/config")
+async def model_config(request: Request, model: str, version: str = "") -> dict[str, Any]:
+    """Triton's model configuration, which its clients ask before they send anything."""
+    service: RewardService = request.app.state.service
+    oip.check_model(service, model, version)
+    return oip.model_config(service)
+
+
+@router.get("/v2/models/stats")
+async def all_statistics(request: Request) -> dict[str, Any]:
+    return {"model_stats": [oip.statistics(request.app.state.service)]}
+
+
+@router.get("/v2/models/{model}/stats")
+@router.get("/v2/models/{model}/versions/{version}/stats")
+async def statistics(request: Request, model: str, version: str = "") -> dict[str, Any]:
+    service: RewardService = request.app.state.service
+    oip.check_model(service, model, version)
+    return {"model_stats": [oip.statistics(service)]}
+
+
+@router.post("/v2/repository/index")
+async def repository_index(request: Request) -> list[dict[str, str]]:
+    return [oip.index_entry(request.app.state.service)]
+
+
+@router.post("/v2/repository/models/{model}/{action}")
+async def repository_action(model: str, action: str) -> None:
+    raise InvalidRequest(
+        Reason.UNSUPPORTED,
+        f"{action} of {model[:64]!r}: a service holds its one model while it runs",
+    )
 
 
 @router.get("/v2/models/{model}")
@@ -96,8 +138,6 @@ async def model_metadata(request: Request, model: str, version: str = "") -> dic
 @router.post("/v2/models/{model}/versions/{version}/infer")
 async def infer(request: Request, model: str, version: str = "") -> Response:
     async with http_call(request, "oip-http") as call:
-        if request.headers.get("content-encoding", "identity") != "identity":
-            raise InvalidRequest(Reason.UNSUPPORTED, "compressed bodies are not read")
         header_length = integer_header(request.headers, LENGTH_HEADER, minimum=1)
         body = await call.body()
         asked, tail = await call.parse(

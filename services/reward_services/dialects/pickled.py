@@ -75,6 +75,12 @@ def _pickled(fields: Fields, status: int, made: Mapping[str, str]) -> Response:
 
 def _read(body: memoryview) -> _Asked:
     fields = read_plain_pickle(body)
+    if isinstance(fields, dict) and isinstance(fields.get("images"), dict):
+        raise InvalidRequest(
+            Reason.UNSUPPORTED,
+            f"images is a dict of {sorted(map(str, fields['images']))}: this reward reads one image "
+            "per prompt, and no reference image",
+        )
     if not isinstance(fields, dict) or not isinstance(fields.get("images"), (list, tuple)):
         raise _invalid("the pickle must be a dict with a list 'images'")
     unknown = fields.keys() - _KEYS
@@ -84,20 +90,33 @@ def _read(body: memoryview) -> _Asked:
     if "meta_datas" in fields:
         return _read_geneval(images, fields["meta_datas"], bool(fields.get("only_strict")))
     metadata = fields.get("metadata") or None
+    if isinstance(metadata, dict) and "meta_datas" in metadata:  # DeepGen-RL's form of GenEval
+        return _read_geneval(
+            images,
+            metadata["meta_datas"],
+            bool(metadata.get("only_strict")),
+            prompts=fields.get("prompts"),
+        )
     if "prompts" in fields:
         return _Asked(request_of(images, fields["prompts"], metadata), partial(_values, "scores"))
     return _Asked(request_of(images, [""] * len(images), metadata), partial(_values, "outputs"))
 
 
-def _read_geneval(images: list[Image], metadata: Any, only_strict: bool) -> _Asked:
+def _read_geneval(
+    images: list[Image], metadata: Any, only_strict: bool, prompts: Any = None
+) -> _Asked:
+    needed = {"tag"} if prompts is not None else {"tag", "prompt"}
     if not isinstance(metadata, (list, tuple)):
         raise _invalid("meta_datas must be a list of dicts")
     for i, one in enumerate(metadata):
-        if not isinstance(one, dict) or not {"tag", "prompt"} <= one.keys():
+        if not isinstance(one, dict) or not needed <= one.keys():
+            names = " and ".join(repr(name) for name in sorted(needed, reverse=True))
             raise InvalidRequest(
-                Reason.MISSING_METADATA, f"meta_datas[{i}] must be a dict with 'tag' and 'prompt'"
+                Reason.MISSING_METADATA, f"meta_datas[{i}] must be a dict with {names}"
             )
-    message = request_of(images, [one["prompt"] for one in metadata], metadata)
+    if prompts is None:
+        prompts = [one["prompt"] for one in metadata]
+    message = request_of(images, prompts, metadata)
     tags = [one["tag"] for one in metadata]
     return _Asked(message, partial(_geneval, tags, only_strict))
 

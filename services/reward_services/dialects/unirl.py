@@ -108,6 +108,12 @@ def _check(asked: ScoreBody, service: RewardService) -> None:
             raise _invalid(
                 f"requests[{i}] asks for {one.required_rewards}; this service is {service.name!r}"
             )
+        if len(one.history) > 1 and one.history[0].image_b64 is not None:
+            raise InvalidRequest(
+                Reason.UNSUPPORTED,
+                f"requests[{i}]: history has {len(one.history)} turns; this service reads one image, "
+                "and no reference image",
+            )
         if len(one.history) != 1 or one.history[0].image_b64 is None:
             raise _invalid(f"requests[{i}]: history must be one turn with text and image_b64")
         if one.scorer_version not in (None, service.info.revision):

@@ -9,7 +9,15 @@ import pytest
 import torch
 from PIL import Image as pillow
 
-from reward_api import AsyncRewardClient, RewardClient, as_flow_grpo_geneval, as_trl
+from reward_api import (
+    AsyncRewardClient,
+    RewardClient,
+    RewardSuite,
+    as_flow_grpo,
+    as_flow_grpo_geneval,
+    as_flow_grpo_multi,
+    as_trl,
+)
 from reward_api.callers import verl
 from reward_api.errors import InvalidRequest, ItemFailure, ItemsFailed, Reason
 from reward_api.testing import FakeReward
@@ -164,3 +172,61 @@ def test_verl_omni_keeps_its_connections():
     client = verl._client("http://a:1,http://b:2", None)
     assert verl._client("http://a:1,http://b:2", None) is client
     assert verl._client("http://a:1,http://b:2", "token") is not client
+
+
+# flow_grpo
+
+
+def _multi(reward, **options):
+    suite = RewardSuite({"ocr": RewardClient(transport=reward)})
+    return as_flow_grpo_multi(suite, **options)
+
+
+def test_multi_takes_the_published_calls(reward):
+    """As train_sd3 calls it, and as train_flux_kontext does, positional and by name."""
+    prompts, metadata = ["a", "b", "c"], [{}, {}, {}]
+    expected = {"ocr": VALUES, "avg": VALUES}
+    assert _multi(reward)(IMAGES, prompts, metadata, only_strict=True)[0] == expected
+    assert _multi(reward)(IMAGES, prompts, metadata, True)[0] == expected
+    assert _multi(reward)(IMAGES, prompts, metadata, None, only_strict=False)[0] == expected
+    edited = _multi(reward, ref_images="ignore")
+    assert edited(IMAGES, prompts, metadata, IMAGES, only_strict=True)[0] == expected
+    assert edited(IMAGES, prompts, metadata, ref_images=IMAGES, only_strict=True)[0] == expected
+
+
+def test_reference_images_are_refused_by_name(reward):
+    for call in (
+        lambda fn: fn(IMAGES, ["a"] * 3, [], IMAGES, only_strict=True),
+        lambda fn: fn(IMAGES, ["a"] * 3, [], ref_images=list(IMAGES)),
+    ):
+        with pytest.raises(InvalidRequest, match=r'ref_images: .*ref_images="ignore"'):
+            call(_multi(reward))
+    with pytest.raises(TypeError, match="odd"):
+        _multi(reward)(IMAGES, ["a"] * 3, odd=1)
+
+
+def test_one_reward_in_place_of_several_names_the_right_function(reward):
+    """flow_grpo's trainers call what multi_score gave; as_flow_grpo is an entry of its table."""
+    reward_fn = as_flow_grpo(RewardClient(transport=reward))
+    with pytest.raises(InvalidRequest, match=r"only_strict.*as_flow_grpo_multi"):
+        reward_fn(IMAGES, ["a"] * 3, [], only_strict=True)
+    with pytest.raises(InvalidRequest, match="as_flow_grpo_multi"):
+        reward_fn(IMAGES, ["a"] * 3, [], IMAGES)
+
+
+@pytest.mark.parametrize("metadata", [None, {}, [], (), np.array([{}, {}, {}], dtype=object)])
+def test_metadata_as_those_trainers_pass_it(reward, metadata):
+    scores, info = as_flow_grpo(RewardClient(transport=reward))(IMAGES, ("a", "b", "c"), metadata)
+    assert scores == VALUES
+    assert info == {"n": [-1.0] * 3}
+
+
+def test_a_reward_cannot_take_the_key_of_the_sum():
+    with pytest.raises(ValueError, match="'avg' is the weighted sum's key"):
+        as_flow_grpo_multi({"avg": "http://a:1"})
+
+
+@pytest.mark.parametrize("weight", [float("nan"), float("inf")])
+def test_weights_are_finite(reward, weight):
+    with pytest.raises(ValueError, match=r"weights: .*ocr"):
+        RewardSuite({"ocr": RewardClient(transport=reward)}, {"ocr": weight})

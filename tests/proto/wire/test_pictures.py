@@ -4,6 +4,7 @@ import io
 import struct
 import warnings
 import zlib
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,14 +19,15 @@ RAMP = np.linspace(0, 1, 64 * 64).reshape(64, 64)
 RED = pillow.new("RGB", (64, 64), "red")
 
 
-def encoded(picture):
+def encoded(picture) -> Any:
     """Pixels [H, W, C], or the failure."""
     batch = encode_images([picture])
     if batch.failures:
         return batch.failures[0]
-    (image,) = batch.images or ()
+    assert batch.images is not None
+    image = batch.images[0]
     assert image is not None
-    return np.frombuffer(image.data, np.uint8).reshape(image.height, image.width, -1)
+    return np.frombuffer(image.data, np.uint8).reshape(image.height or 0, image.width or 0, -1)
 
 
 def png(image=RED, **options):

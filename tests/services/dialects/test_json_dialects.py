@@ -6,6 +6,7 @@ import base64
 import io
 
 import pytest
+import requests
 from PIL import Image as pillow
 
 from reward_services.chassis.service import State
@@ -253,3 +254,63 @@ def test_unknown_dialects_are_named():
         ServiceSettings(dialects="opi")
     assert ServiceSettings(dialects="none").enabled_dialects == ()
     assert "pickle" not in ServiceSettings().enabled_dialects
+
+
+REFERENCES = {
+    "/compute": lambda text: _compute(["a"], [text], condition_images=[[text]]),
+    "/score": lambda text: {
+        "requests": [{**_asked("a", text), "history": [{"text": "a", "image_b64": text}] * 2}]
+    },
+}
+
+
+@pytest.mark.parametrize("path", REFERENCES)
+async def test_reference_images_are_refused_by_name(serve, texts, path):
+    running = await serve()
+    response = await running.http.post(path, json=REFERENCES[path](texts[0]))
+    assert "reference image" in response.json()["error"]
+
+
+async def test_slime_sends_what_the_dataset_has(serve, texts, values):
+    """Its prompt is a text, or a conversation."""
+    running = await serve()
+    chat = [
+        {"role": "system", "content": "draw"},
+        {"role": "user", "content": [{"type": "text", "text": "a cup"}, {"type": "image"}]},
+    ]
+    body = {"prompt": chat, "response": texts[0], "label": None}
+    response = await running.http.post("/get_reward", json=body)
+    assert response.json() == values[0]
+    score = await running.http.post(
+        "/get_reward", json={"query": texts[:1], "prompts": ["draw\na cup"]}
+    )
+    assert score.json()["extra_logs"] == {"length": [float(len("draw\na cup"))]}
+
+
+@pytest.mark.parametrize("path", [*PATHS, "/v1/score"])
+async def test_compressed_bodies_are_refused_by_name(serve, path):
+    running = await serve()
+    for encoding in ("gzip", "br", "deflate", "zstd", "x-gzip"):
+        headers = {"Content-Encoding": encoding, "Content-Type": "application/json"}
+        response = await running.http.post(path, content=b"\x1f\x8b", headers=headers)
+        said = response.text
+        assert f"Content-Encoding is '{encoding}'" in said
+        assert response.status_code == (200 if path == "/compute" else 415)
+
+
+async def test_the_token_as_the_password_of_a_url(serve, texts, values):
+    """For clients that can set nothing but a URL: `requests` sends it as HTTP Basic."""
+    running = await serve(token="s3cret/+")
+    url = running.url.replace("http://", "http://any:s3cret%2F%2B@")
+
+    def post(base):
+        with requests.Session() as session:
+            session.trust_env = False
+            return session.post(f"{base}/get_reward", json={"query": texts[:1]}, timeout=20)
+
+    answer = await asyncio.to_thread(post, url)
+    assert answer.json()["rewards"] == values[:1]
+    for wrong in ("any:wrong", "s3cret", ":"):
+        answer = await asyncio.to_thread(post, running.url.replace("http://", f"http://{wrong}@"))
+        assert answer.status_code == 401
+        assert "password of the URL" in answer.json()["error"]

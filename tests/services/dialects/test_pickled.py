@@ -230,3 +230,36 @@ class _GenEvalLike(Judged):
 
     def _of(self, metadata):
         return next((scores for known, scores in self._scored if known == dict(metadata)), {})
+
+
+async def test_deepgens_form_of_geneval(serve, files):
+    """{images, prompts, metadata: {meta_datas, only_strict}}: the recorded body's keys."""
+    scores = [
+        {"flow_grpo": 0.75, "official": 1.0, "strict": 0.0},
+        {"flow_grpo": 1.0, "official": 1.0, "strict": 1.0},
+    ]
+    metadata = [{"tag": "counting", "include": []}, {"tag": "position", "include": []}]
+    running = await serve(_GenEvalLike([*zip(metadata, scores, strict=True)]), dialects="pickle")
+    request = {
+        "images": files[:2],
+        "prompts": ["two cats", "a cat left of a dog"],
+        "metadata": {"meta_datas": metadata, "only_strict": False},
+    }
+    response, answer = await _post(running, request)
+    assert response.status_code == 200
+    assert answer["scores"] == [0.75, 1.0]
+    assert answer["rewards"] == [1.0, 1.0]
+    assert answer["group_strict_rewards"]["position"] == [-10.0, 1.0]
+    assert sorted(running.scorer.prompts) == sorted(request["prompts"])
+    request["metadata"] = {"meta_datas": [{}, {}]}
+    response, answer = await _post(running, request)
+    assert response.status_code == 422
+    assert "meta_datas[0] must be a dict with 'tag'" in answer["error"]
+
+
+async def test_reference_images_are_refused_by_name(serve, files):
+    running = await serve(dialects="pickle")
+    request = {"images": {"source": files[:1], "edited": files[:1]}, "prompts": ["a"]}
+    response, answer = await _post(running, request)
+    assert response.status_code == 415
+    assert "no reference image" in answer["error"]

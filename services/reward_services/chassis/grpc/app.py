@@ -20,6 +20,8 @@ from reward_api.wire.v1 import reward_pb2
 from reward_services.chassis.auth import TokenCheck
 from reward_services.chassis.grpc.auth import GrpcAuth, grpc_tls
 from reward_services.chassis.grpc.call import abort, given_request_id
+from reward_services.chassis.grpc.reflection import DescribedHandler, add_reflection
+from reward_services.chassis.ports import bind
 from reward_services.chassis.service import RewardService
 
 SERVICE_NAME = "reward.v1.RewardService"
@@ -85,7 +87,7 @@ def _parse(data: bytes) -> ScoreRequest:
     return request_from_proto(message)
 
 
-Dialects = Mapping[str, Callable[[RewardService], grpc.GenericRpcHandler]]
+Dialects = Mapping[str, Callable[[RewardService], grpc.ServiceRpcHandler]]
 
 
 class GrpcFront:
@@ -110,28 +112,45 @@ class GrpcFront:
             ],
         )
         self._server.add_generic_rpc_handlers((RewardServicer(service).handler(),))
+        self._names = [SERVICE_NAME]
+        described = []
         for name in settings.enabled_dialects:
             if name in dialects:
-                self._server.add_generic_rpc_handlers((dialects[name](service),))
+                handler = dialects[name](service)
+                self._server.add_generic_rpc_handlers((handler,))
+                self._names.append(handler.service_name())
+                if isinstance(handler, DescribedHandler):
+                    described.append(handler.file)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         if settings.reflection:
-            _add_reflection(self._server)
+            add_reflection(self._server, self._names, described)
 
     async def start(self) -> int:
         """Binds and serves; returns the port. Health says NOT_SERVING until told otherwise."""
         await self.set_serving(False)
-        address = f"{_bracketed(self._settings.host)}:{self._settings.grpc_port}"
-        credentials = grpc_tls(self._settings)
-        if credentials is None:
-            port = self._server.add_insecure_port(address)
-        else:
-            port = self._server.add_secure_port(address, credentials)
+        settings = self._settings
+        assert settings.grpc_port is not None
+        credentials = grpc_tls(settings)
+
+        def open_port(port: int) -> int:
+            address = f"{_bracketed(settings.host)}:{port}"
+            if credentials is None:
+                return self._server.add_insecure_port(address)
+            return self._server.add_secure_port(address, credentials)
+
+        port = bind(
+            open_port,
+            settings.host,
+            settings.grpc_port,
+            "--grpc-port",
+            next_free=settings.next_free_port,
+        )
         await self._server.start()
         return port
 
     async def set_serving(self, is_serving: bool) -> None:
         status = health_pb2.HealthCheckResponse
-        for name in ("", SERVICE_NAME):
+        for name in ("", *self._names):
             await self._health.set(name, status.SERVING if is_serving else status.NOT_SERVING)
 
     async def stop(self, grace_s: float) -> None:
@@ -141,14 +160,3 @@ class GrpcFront:
 
 def _bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host else host
-
-
-def _add_reflection(server: grpc.aio.Server) -> None:
-    try:
-        from grpc_reflection.v1alpha import reflection
-    except ImportError:
-        raise ImportError(
-            "reflection needs grpcio-reflection: pip install 'flow-rewards[reflection]'"
-        ) from None
-    names = (SERVICE_NAME, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name)
-    reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), server)

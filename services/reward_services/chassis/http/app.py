@@ -21,7 +21,12 @@ from reward_services.chassis.http.call import (
     HttpCall,
     http_call,
 )
-from reward_services.chassis.http.problems import REQUEST_ID_HEADER, plain_problem, problem_response
+from reward_services.chassis.http.problems import (
+    REQUEST_ID_HEADER,
+    is_foreign,
+    plain_problem,
+    problem_response,
+)
 from reward_services.chassis.page.route import router as page_router
 from reward_services.chassis.service import RewardService, State
 
@@ -193,9 +198,14 @@ async def _on_reward_error(request: Request, error: Exception) -> Response:
     return answer(error, getattr(request.state, "call", None))
 
 
-async def _on_http_exception(_: Request, error: Exception) -> Response:
+async def _on_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return plain_problem(error.status_code, error.detail, error.headers)
+    return plain_problem(
+        error.status_code,
+        f"{error.detail}: {request.method} {request.url.path[:200]}",
+        error.headers,
+        with_error=is_foreign(request.url.path),
+    )
 
 
 def _document_score_request(app: FastAPI) -> None:

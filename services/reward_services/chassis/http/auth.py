@@ -8,7 +8,7 @@ from typing import Any
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from reward_services.chassis.auth import TokenCheck
-from reward_services.chassis.http.problems import problem_response
+from reward_services.chassis.http.problems import is_foreign, problem_response
 from reward_services.chassis.settings import ServiceSettings
 
 # Probes carry no token and learn nothing but "alive" and "ready".
@@ -29,7 +29,8 @@ class HttpAuth:
             given = next((v for k, v in scope["headers"] if k == b"authorization"), b"")
             error = self._check.failure(given)
             if error is not None:
-                await problem_response(error)(scope, receive, send)
+                answer = problem_response(error, with_error=is_foreign(scope["path"]))
+                await answer(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 

@@ -9,9 +9,10 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
+from starlette.datastructures import Headers
 from starlette.requests import Request
 
-from reward_api.errors import DeadlineExceeded, Reason
+from reward_api.errors import DeadlineExceeded, InvalidRequest, Reason
 from reward_api.wire.messages import ScoreRequest, ScoreResponse
 from reward_services.chassis.calls import Call
 from reward_services.chassis.http.body import (
@@ -72,6 +73,17 @@ class HttpCall:
             )
 
 
+def check_encoding(headers: Headers) -> None:
+    """Raises InvalidRequest (UNSUPPORTED) for a compressed body."""
+    encoding = headers.get("content-encoding", "").strip().lower()
+    if encoding not in ("", "identity"):
+        raise InvalidRequest(
+            Reason.UNSUPPORTED,
+            f"Content-Encoding is {encoding[:32]!r}, and compressed bodies are not read: send the "
+            "body as it is, without this header",
+        )
+
+
 @contextlib.asynccontextmanager
 async def http_call(request: Request, protocol: str) -> AsyncIterator[HttpCall]:
     """Counts and logs the call under `protocol`, holds its bytes, and reads the headers that all
@@ -81,6 +93,7 @@ async def http_call(request: Request, protocol: str) -> AsyncIterator[HttpCall]:
     with service.call(protocol) as call:
         request.state.call = call
         call.name(headers.get(REQUEST_ID_HEADER, ""))
+        check_encoding(headers)
         timeout_ms = integer_header(headers, TIMEOUT_HEADER, minimum=1)
         timeout_s = service.timeout_s(None if timeout_ms is None else timeout_ms / 1000)
         priority = integer_header(headers, PRIORITY_HEADER, minimum=0)

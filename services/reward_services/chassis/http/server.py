@@ -16,6 +16,7 @@ from reward_services.chassis.auth import TokenCheck
 from reward_services.chassis.http.app import ScoreFirst, create_app
 from reward_services.chassis.http.auth import HttpAuth, uvicorn_tls
 from reward_services.chassis.http.protocol import HttpProtocol
+from reward_services.chassis.ports import bind
 from reward_services.chassis.service import RewardService
 
 _BACKLOG = 2048
@@ -59,7 +60,13 @@ class HttpFront:
         host, port = self._settings.host, self._settings.http_port
         assert port is not None
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        sock = socket.create_server((host, port), family=family, backlog=_BACKLOG)
+        sock = bind(
+            lambda port: socket.create_server((host, port), family=family, backlog=_BACKLOG),
+            host,
+            port,
+            "--http-port",
+            next_free=self._settings.next_free_port,
+        )
         sock.setblocking(False)
         self._config.load()
         self._serving = asyncio.create_task(self._server.serve(sockets=[sock]))

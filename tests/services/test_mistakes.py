@@ -1,0 +1,137 @@
+"""No mistake of a user ends in a traceback: one line that names the field, the value and the way out, and
+exit status 2. A table over `reward-serve`; reward-score's is in tests/proto/test_cli.py."""
+
+import contextlib
+import json
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from processes import environment
+from reward_services.__main__ import main
+
+SETTINGS = [
+    ([], "usage: reward-serve"),
+    (["ocrr"], "did you mean ocr"),
+    (["nothing-like-it"], "there is no reward"),
+    (["../ocr"], "there is no reward"),
+    (["jpeg", "--http-port", "abc"], "--http-port (REWARD_HTTP_PORT)"),
+    (["jpeg", "--http-port", "70000"], "--http-port (REWARD_HTTP_PORT)"),
+    (["jpeg", "--grpc-port", "-1"], "--grpc-port (REWARD_GRPC_PORT)"),
+    (["jpeg", "--http-port", "none", "--grpc-port", "none"], "nothing to serve"),
+    (["jpeg", "--device", "gpu"], "choose auto, cpu, cuda"),
+    (["jpeg", "--device", "cuda:x"], "--device (REWARD_DEVICE)"),
+    (["jpeg", "--max-batch-items", "0"], "greater than or equal to 1"),
+    (["jpeg", "--priority-aging-s", "nan"], "--priority-aging-s"),
+    (["jpeg", "--drain-s", "inf"], "--drain-s"),
+    (["jpeg", "--log-level", "loud"], "--log-level"),
+    (["jpeg", "--dialects", "oip,opi"], "there is no 'opi'"),
+    (["jpeg", "--host", "0.0.0.0"], "REWARD_TOKEN_FILE"),
+    (["jpeg", "--host", "0.0.0.0", "--dialects", "pickle", "--insecure-no-auth"], "pickle"),
+    (["jpeg", "--tls-cert-file", "x.pem"], "belong together"),
+    (["jpeg", "--tls-client-ca-file", "x.pem"], "needs tls_cert_file"),
+    (["jpeg", "--token", "a", "--token-file", "b"], "not both"),
+    (["jpeg", "--httpport", "1"], "--httpport"),
+    (["ocr", "--score", "best"], "--score (REWARD_OCR_SCORE)"),
+    (["ocr", "--min-confidence", "2"], "--min-confidence"),
+    (["ocr", "--runtime", "paddle"], "set engine=paddleocr too"),
+    (["unifiedreward", "--family", "v3"], "--family"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), SETTINGS)
+def test_a_wrong_setting(arguments, message, capsys):
+    try:
+        status = main(arguments)
+    except SystemExit as error:  # argparse's own
+        status = error.code
+    said = capsys.readouterr()
+    assert status == 2
+    assert message in said.err + said.out
+    assert "Traceback" not in said.err
+
+
+def test_a_wrong_variable(monkeypatch, capsys):
+    monkeypatch.setenv("REWARD_HTTP_PORT", "http")
+    assert main(["jpeg"]) == 2
+    assert "--http-port (REWARD_HTTP_PORT)" in capsys.readouterr().err
+
+
+def _serve(folder, *arguments, **variables):
+    """Exit status and the lines of the log."""
+    run = subprocess.run(
+        [sys.executable, "-m", "reward_services", *arguments],
+        env=environment(HF_HUB_OFFLINE="1", HF_HOME=str(folder / "hub"), **variables),
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert "Traceback" not in run.stderr
+    return run.returncode, run.stderr
+
+
+@contextlib.contextmanager
+def taken_port():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        yield str(taken.getsockname()[1])
+
+
+OPENING = [
+    (["--token-file", "missing"], "--token-file missing: there is no such file"),
+    (["--token-file", "."], "there is no such file"),
+    (["--port-file", "no/such/folder/ports.json"], "no/such/folder"),
+    (
+        ["--tls-cert-file", "missing.pem", "--tls-key-file", "missing.pem"],
+        "--tls-cert-file missing.pem",
+    ),
+    (["--host", "no.such.host.invalid", "--insecure-no-auth"], "no.such.host.invalid"),
+]
+
+
+@pytest.mark.system
+@pytest.mark.parametrize(("flags", "message"), OPENING)
+def test_a_setting_that_only_opening_finds(tmp_path, flags, message):
+    status, said = _serve(tmp_path, "jpeg", "--http-port", "0", "--grpc-port", "0", *flags)
+    assert (status, message in said) == (2, True), said
+
+
+@pytest.mark.system
+@pytest.mark.parametrize("flag", ["--http-port", "--grpc-port"])
+def test_a_taken_port_names_the_flag_and_the_way_out(tmp_path, flag):
+    other = {"--http-port": "--grpc-port", "--grpc-port": "--http-port"}[flag]
+    with taken_port() as port:
+        status, said = _serve(tmp_path, "jpeg", flag, port, other, "0")
+    assert status == 2
+    assert f"{flag}: cannot listen on 127.0.0.1:{port}" in said
+    assert f"choose another port with {flag}" in said
+    assert "--next-free-port" in said
+
+
+@pytest.mark.system
+def test_the_next_free_port_is_taken_when_asked_for(tmp_path):
+    with taken_port() as http:
+        flags = ["--http-port", http, "--grpc-port", "0", "--next-free-port"]
+        ports_file = tmp_path / "own.json"
+        command = [sys.executable, "-m", "reward_services", "jpeg", *flags]
+        process = subprocess.Popen(
+            [*command, "--port-file", str(ports_file)], env=environment(), cwd=tmp_path
+        )
+        try:
+            deadline = time.monotonic() + 60
+            while not ports_file.exists() and time.monotonic() < deadline:
+                time.sleep(0.05)
+            assert json.loads(ports_file.read_text())["http_port"] > int(http)
+        finally:
+            process.terminate()
+            assert process.wait(30) == 0
+
+
+@pytest.mark.system
+def test_missing_weights_are_told_with_the_whole_way_out(tmp_path):
+    status, said = _serve(tmp_path, "pickscore", "--http-port", "0", "--grpc-port", "0")
+    assert status == 2
+    assert "allow the download, fill the cache (HF_HOME), or name a local folder" in said
