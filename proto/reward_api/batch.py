@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from reward_api.errors import ItemFailure, ItemsFailed
-from reward_api.wire.messages import ItemResult, Timing
+from reward_api.wire.messages import ItemResult, PixelGradient, Timing
 
 OnError = Literal["raise", "nan"] | Callable[["ScoreBatch"], None]
 """What happens when items have no score.
@@ -35,6 +35,8 @@ class ScoreBatch:
     """Named sub-scores, each float64 [N] and NaN where missing."""
     details: list[dict[str, Any] | None] = field(default_factory=list)
     """Evidence per item, when include_details was set."""
+    gradients: list[PixelGradient | None] = field(default_factory=list)
+    """d score / d pixel per item, from `score_gradient`; `wire.gradients.unpack_gradient` gives numbers."""
     model: str = ""
     versions: frozenset[str] = frozenset()
     """Code versions of the services that answered."""
@@ -52,7 +54,12 @@ class ScoreBatch:
     @classmethod
     def empty(cls, size: int) -> ScoreBatch:
         """Nothing scored yet: all invalid, no errors."""
-        return cls(values=np.full(size, np.nan), valid=np.zeros(size, bool), details=[None] * size)
+        return cls(
+            values=np.full(size, np.nan),
+            valid=np.zeros(size, bool),
+            details=[None] * size,
+            gradients=[None] * size,
+        )
 
     def put(self, index: int, result: ItemResult | ItemFailure) -> None:
         """Records an item's outcome, replacing an earlier error."""
@@ -68,6 +75,7 @@ class ScoreBatch:
         self.values[index] = score.value
         self.valid[index] = True
         self.details[index] = score.details
+        self.gradients[index] = score.gradient
         for name, value in score.scores.items():
             if name not in self.scores:
                 self.scores[name] = np.full(len(self), np.nan)

@@ -28,7 +28,13 @@ from reward_api.items import make_items
 from reward_api.pool import Pool
 from reward_api.transport.base import Credentials, Transport, parse_url
 from reward_api.wire.images import EncodedImages, Encoding, Subsampling, compress, encode_images
-from reward_api.wire.messages import Item, RewardMetadata, ScoreRequest, ScoreResponse
+from reward_api.wire.messages import (
+    GradientRequest,
+    Item,
+    RewardMetadata,
+    ScoreRequest,
+    ScoreResponse,
+)
 
 _MAX_READY_PAUSE_S = 1.0
 # A call of fewer items is not worth its overhead when spreading a batch over replicas.
@@ -67,6 +73,7 @@ class _Job:
     deadline: float
     batch: ScoreBatch
     on_error: OnError
+    gradient: bool
 
     def request(self, indices: Sequence[int], model: str) -> ScoreRequest:
         packed, images = self.images.select(indices)
@@ -76,7 +83,8 @@ class _Job:
                 item.model_copy(update={"image": image})
                 for item, image in zip(items, images, strict=True)
             ]
-        return ScoreRequest(
+        kind = GradientRequest if self.gradient else ScoreRequest
+        return kind(
             model=model,
             request_id=f"{self.request_id}-{indices[0]}",
             items=items,
@@ -156,8 +164,11 @@ class AsyncRewardClient:
         priority: int = 0,
         timeout_s: float | None = None,
         on_error: OnError | None = None,
+        gradient: bool = False,
     ) -> ScoreBatch:
-        """Scores N images. Buffers given as uint8 must not change until it returns.
+        """Scores N images. Buffers given as uint8 must not change until it returns. With `gradient`,
+        `ScoreBatch.gradients` holds the score's gradient with respect to each image's pixels; rewards
+        without one (`RewardMetadata.has_gradient`) answer UNSUPPORTED.
 
         ``images`` is whatever `encode_images` takes, or its result; ``priority`` goes from 1
         (first) to 3 (last). ``timeout_s`` and ``on_error`` replace the client's for this call.
@@ -180,11 +191,18 @@ class AsyncRewardClient:
             deadline=session.loop.time() + (self._timeout_s if timeout_s is None else timeout_s),
             batch=ScoreBatch.empty(len(items)),
             on_error=on_error,
+            gradient=gradient,
         )
         job.batch.errors.update(encoded.failures)
         await gather(self._score_chunk(session, job, c) for c in self._chunks(session, encoded))
         job.batch.wall_s = time.monotonic() - started
         return job.batch.settle(on_error)
+
+    async def score_gradient(
+        self, images: Any, prompts: Sequence[str], *arguments: Any, **options: Any
+    ) -> ScoreBatch:
+        """`score` with the gradients: its arguments, options and errors."""
+        return await self.score(images, prompts, *arguments, gradient=True, **options)
 
     async def encode(self, images: Any) -> EncodedImages:
         """The images as this client sends them; `score` takes the result. Raises InvalidRequest."""

@@ -88,6 +88,16 @@ class _Blocking(Generic[_Scores, _About]):
         work = self.asynchronous.score(_rounded(images), prompts, metadata, **options)
         return self._thread.run(work)
 
+    def score_gradient(
+        self,
+        images: Any,
+        prompts: Sequence[str],
+        metadata: Sequence[Mapping[str, Any] | None] | None = None,
+        **options: Any,
+    ) -> _Scores:
+        """`score`, with the scores' gradients with respect to the pixels."""
+        return self.score(images, prompts, metadata, gradient=True, **options)
+
     def submit(
         self,
         images: Any,

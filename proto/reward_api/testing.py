@@ -20,9 +20,11 @@ from typing import Any
 
 import numpy as np
 
-from reward_api.errors import ItemFailure, Reason, RewardError, Unavailable
+from reward_api.errors import InvalidRequest, ItemFailure, Reason, RewardError, Unavailable
+from reward_api.wire.gradients import pack_gradient
 from reward_api.wire.images import decode_image, unpack
 from reward_api.wire.messages import (
+    GradientRequest,
     Image,
     Item,
     ItemError,
@@ -36,6 +38,8 @@ from reward_api.wire.messages import (
 
 ScoreFunction = Callable[[np.ndarray, str, Mapping[str, Any]], float | ItemScore]
 
+GradientFunction = Callable[[np.ndarray, str, Mapping[str, Any]], np.ndarray]
+
 
 def brightness(image: np.ndarray, prompt: str, metadata: Mapping[str, Any]) -> float:
     """Mean of all channels, in [0, 1]."""
@@ -47,7 +51,8 @@ class FakeReward:
 
     ``score`` gets uint8 RGB [H, W, 3], the prompt and the metadata of one item; it returns a number
     or an ItemScore, or raises ItemFailure for that item. ``delay_s`` passes before each answer.
-    ``requests`` holds what arrived.
+    ``gradient`` gets the same and returns d score / d pixel (H, W, 3), pixels in 0..1; without it
+    ScoreGradient is refused, as by a reward that has none. ``requests`` holds what arrived.
     """
 
     def __init__(
@@ -57,6 +62,7 @@ class FakeReward:
         name: str = "fake",
         revision: str = "fake-1",
         delay_s: float = 0.0,
+        gradient: GradientFunction | None = None,
     ) -> None:
         self.name = name
         self.revision = revision
@@ -64,6 +70,7 @@ class FakeReward:
         self.is_ready = True
         self.requests: list[ScoreRequest] = []
         self._score = score
+        self._gradient = gradient
         self._failures: deque[RewardError] = deque()
 
     def fail_next(self, error: RewardError, times: int = 1) -> None:
@@ -75,6 +82,9 @@ class FakeReward:
         await asyncio.sleep(self.delay_s)
         if self._failures:
             raise self._failures.popleft()
+        wants_gradient = isinstance(request, GradientRequest)
+        if wants_gradient and self._gradient is None:
+            raise InvalidRequest(Reason.UNSUPPORTED, f"{self.name} has no gradient")
         images = unpack(request.packed_images) if request.packed_images else None
         return ScoreResponse(
             model=self.name,
@@ -82,7 +92,12 @@ class FakeReward:
             revision=self.revision,
             request_id=request.request_id,
             results=[
-                self._result(item, images[i] if images else item.image, request.include_details)
+                self._result(
+                    item,
+                    images[i] if images else item.image,
+                    request.include_details,
+                    wants_gradient,
+                )
                 for i, item in enumerate(request.items)
             ],
             batch_sizes=[len(request.items)],
@@ -90,7 +105,10 @@ class FakeReward:
 
     async def metadata(self, *, timeout_s: float) -> RewardMetadata:
         return RewardMetadata(
-            name=self.name, revision=self.revision, score=ScoreRange(name=self.name)
+            name=self.name,
+            revision=self.revision,
+            score=ScoreRange(name=self.name),
+            has_gradient=self._gradient is not None,
         )
 
     async def ready(self, *, timeout_s: float) -> None:
@@ -100,15 +118,21 @@ class FakeReward:
     async def close(self) -> None:
         """There is nothing to close."""
 
-    def _result(self, item: Item, image: Image | None, include_details: bool) -> ItemResult:
+    def _result(
+        self, item: Item, image: Image | None, include_details: bool, wants_gradient: bool
+    ) -> ItemResult:
         try:
             if image is None:
                 raise ItemFailure(Reason.IMAGE_DECODE, "the item has no image")
-            score = self._score(decode_image(image), item.prompt, item.metadata)
+            pixels = decode_image(image)
+            score = self._score(pixels, item.prompt, item.metadata)
         except ItemFailure as failure:
             return ItemResult(id=item.id, error=ItemError.of(failure))
         if not isinstance(score, ItemScore):
             score = ItemScore(value=score)
         if not include_details:
             score = score.model_copy(update={"details": None})
+        if wants_gradient and self._gradient is not None:
+            gradient = pack_gradient(self._gradient(pixels, item.prompt, item.metadata))
+            score = score.model_copy(update={"gradient": gradient})
         return ItemResult(id=item.id, score=score)

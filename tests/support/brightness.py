@@ -9,7 +9,10 @@ import os
 import sys
 from collections.abc import Sequence
 
+import numpy as np
+
 from reward_api.errors import ItemFailure, Reason
+from reward_api.wire.gradients import pack_gradient
 from reward_api.wire.messages import ItemScore, ScoreRange
 from reward_services.chassis.scorer import Sample, Scorer, ScorerInfo
 from reward_services.run import run
@@ -30,6 +33,16 @@ class Brightness(Scorer):
         if self._fail_file and os.path.exists(self._fail_file):
             return [ItemFailure(Reason.MODEL_ERROR, "told to fail") for _ in batch]
         return [ItemScore(value=float(sample.image.mean() / 255)) for sample in batch]
+
+    def score_gradient(self, batch: Sequence[Sample]) -> Sequence[ItemScore | ItemFailure]:
+        return [
+            outcome.model_copy(
+                update={"gradient": pack_gradient(np.full(s.image.shape, 1 / s.image.size))}
+            )
+            if isinstance(outcome, ItemScore)
+            else outcome
+            for outcome, s in zip(self.score(batch), batch, strict=True)
+        ]
 
 
 if __name__ == "__main__":

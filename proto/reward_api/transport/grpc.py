@@ -11,7 +11,12 @@ import grpc.aio
 from reward_api.errors import Reason, RewardError, ServerFault, Unavailable
 from reward_api.transport.base import Credentials, Target
 from reward_api.wire import convert
-from reward_api.wire.messages import RewardMetadata, ScoreRequest, ScoreResponse
+from reward_api.wire.messages import (
+    GradientRequest,
+    RewardMetadata,
+    ScoreRequest,
+    ScoreResponse,
+)
 from reward_api.wire.v1 import reward_pb2 as pb
 from reward_api.wire.wire_errors import error_of_rpc
 
@@ -68,6 +73,9 @@ class GrpcTransport:
         self._score = self._channel.unary_unary(
             service + "Score", convert.serialize_request, pb.ScoreResponse.FromString
         )
+        self._score_gradient = self._channel.unary_unary(
+            service + "ScoreGradient", convert.serialize_request, pb.ScoreResponse.FromString
+        )
         self._get_metadata = self._channel.unary_unary(
             service + "GetMetadata",
             pb.GetMetadataRequest.SerializeToString,
@@ -79,7 +87,8 @@ class GrpcTransport:
         metadata = self._metadata
         if request.request_id:
             metadata = (*metadata, ("x-request-id", request.request_id))
-        message = await self._call(self._score, request, timeout_s, metadata)
+        method = self._score_gradient if isinstance(request, GradientRequest) else self._score
+        message = await self._call(method, request, timeout_s, metadata)
         try:
             return convert.response_from_proto(message)
         except ValueError as error:

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from reward_api.errors import (
     AuthenticationFailed,
+    InvalidRequest,
     Reason,
     RewardError,
     ServerFault,
@@ -19,8 +20,19 @@ from reward_api.errors import (
 )
 from reward_api.transport.base import Credentials, Target
 from reward_api.transport.http_connection import Connection, Response, connect
-from reward_api.wire.framing import describe_invalid, encode_request
-from reward_api.wire.messages import Reply, RewardMetadata, ScoreRequest, ScoreResponse
+from reward_api.wire.framing import (
+    LENGTH_HEADER,
+    decode_response,
+    describe_invalid,
+    encode_request,
+)
+from reward_api.wire.messages import (
+    GradientRequest,
+    Reply,
+    RewardMetadata,
+    ScoreRequest,
+    ScoreResponse,
+)
 from reward_api.wire.wire_errors import error_of_response
 
 _CONNECT_TIMEOUT_S = 5.0
@@ -47,8 +59,11 @@ class HttpTransport:
             headers["x-request-id"] = request.request_id
         if request.priority:
             headers["x-reward-priority"] = str(request.priority)
-        response = await self._call("POST", "/v1/score", headers, parts)
-        return self._parse(ScoreResponse, response)
+        if not isinstance(request, GradientRequest):
+            response = await self._call("POST", "/v1/score", headers, parts)
+            return self._parse(ScoreResponse, response)
+        response = await self._call("POST", "/v1/score_gradient", headers, parts)
+        return self._parse_gradients(response)
 
     async def metadata(self, *, timeout_s: float) -> RewardMetadata:
         response = await self._call("GET", "/v1/metadata")
@@ -134,6 +149,15 @@ class HttpTransport:
             raise ServerFault(
                 Reason.INTERNAL,
                 f"{self._target} is not a reward service: {describe_invalid(error)}",
+            ) from None
+
+    def _parse_gradients(self, response: Response) -> ScoreResponse:
+        length = response.headers.get(LENGTH_HEADER, "")
+        try:
+            return decode_response(response.body, int(length))
+        except (ValidationError, InvalidRequest, ValueError) as error:
+            raise ServerFault(
+                Reason.INTERNAL, f"{self._target} sent gradients that cannot be read: {error}"
             ) from None
 
 

@@ -28,6 +28,7 @@ from reward_api.wire.messages import (
     ItemResult,
     ItemScore,
     PackedImages,
+    PixelGradient,
     RewardMetadata,
     ScoreRange,
     ScoreRequest,
@@ -223,6 +224,7 @@ def metadata_from_proto(message: pb.RewardMetadata) -> RewardMetadata:
         settings=dict(message.settings),
         device=message.device,
         license=message.license,
+        has_gradient=message.has_gradient,
     )
 
 
@@ -288,6 +290,10 @@ def _result_to_proto(result: ItemResult) -> pb.ItemResult:
         message.score.scores.update(result.score.scores)
         if result.score.details is not None:
             message.score.details.CopyFrom(_to_struct(result.score.details))
+        gradient = result.score.gradient
+        if gradient is not None:
+            plain = gradient.model_dump(exclude={"binary_data_size"})
+            message.score.gradient.CopyFrom(pb.PixelGradient(**plain))
     return message
 
 
@@ -296,9 +302,12 @@ def _result_from_proto(message: pb.ItemResult) -> ItemResult:
         case "score":
             score = message.score
             details = _from_struct(score.details) if score.HasField("details") else None
+            gradient = _gradient_from_proto(score.gradient) if score.HasField("gradient") else None
             return ItemResult(
                 id=message.id,
-                score=ItemScore(value=score.value, scores=dict(score.scores), details=details),
+                score=ItemScore(
+                    value=score.value, scores=dict(score.scores), details=details, gradient=gradient
+                ),
             )
         case "error":
             error = message.error
@@ -314,6 +323,16 @@ def _result_from_proto(message: pb.ItemResult) -> ItemResult:
             )
         case _:
             return ItemResult(id=message.id)
+
+
+def _gradient_from_proto(message: pb.PixelGradient) -> PixelGradient:
+    return PixelGradient(
+        data=message.data,
+        height=message.height,
+        width=message.width,
+        channels=message.channels,
+        scale=message.scale,
+    )
 
 
 def _range_to_proto(score: ScoreRange) -> pb.ScoreRange:

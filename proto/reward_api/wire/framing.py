@@ -1,4 +1,5 @@
-"""The HTTP bodies of ScoreRequest: JSON, and JSON followed by the pixels as they are.
+"""The HTTP bodies of ScoreRequest, and of ScoreResponse with gradients: JSON, and JSON followed by the
+numbers as they are.
 
 The binary form is that of the Open Inference Protocol's binary tensors. The header
 `Inference-Header-Content-Length: n` says that the body starts with n bytes of JSON: a ScoreRequest
@@ -15,7 +16,14 @@ from pydantic import ValidationError
 from pydantic_core import from_json, to_json
 
 from reward_api.errors import InvalidRequest, Reason
-from reward_api.wire.messages import Image, Item, PackedImages, ScoreRequest
+from reward_api.wire.messages import (
+    Image,
+    Item,
+    PackedImages,
+    PixelGradient,
+    ScoreRequest,
+    ScoreResponse,
+)
 
 CONTENT_TYPE = "application/octet-stream"
 LENGTH_HEADER = "inference-header-content-length"
@@ -23,7 +31,7 @@ LENGTH_HEADER = "inference-header-content-length"
 # A field that no message has is named by whoever sent it, at any length.
 _MAX_WHERE = 200
 
-_Pixels = TypeVar("_Pixels", Image, PackedImages)
+_Pixels = TypeVar("_Pixels", Image, PackedImages, PixelGradient)
 
 
 def encode_request(request: ScoreRequest) -> tuple[dict[str, str], list[bytes | memoryview]]:
@@ -81,6 +89,40 @@ def decode_json(body: bytes | memoryview) -> ScoreRequest:
             f"{LENGTH_HEADER}"
         )
     return request
+
+
+def encode_response(response: ScoreResponse) -> tuple[dict[str, str], bytes]:
+    """The headers and the body of a binary-form answer: JSON, then the items' gradients in order."""
+    parts: list[bytes | memoryview] = []
+    results = []
+    for result in response.results:
+        score, gradient = result.score, result.score and result.score.gradient
+        if score is not None and gradient is not None:
+            parts.append(gradient.data)
+            size = len(gradient.data)
+            gradient = gradient.model_copy(update={"data": b"", "binary_data_size": size})
+            score = score.model_copy(update={"gradient": gradient})
+        results.append(result.model_copy(update={"score": score}))
+    text = response.model_copy(update={"results": results}).model_dump_json(exclude_none=True)
+    header = text.encode()
+    headers = {"content-type": CONTENT_TYPE, LENGTH_HEADER: str(len(header))}
+    return headers, b"".join([header, *parts])
+
+
+def decode_response(body: bytes | memoryview, header_length: int) -> ScoreResponse:
+    """Reads the binary form; gradients are slices of `body`. Raises InvalidRequest, ValidationError."""
+    view = memoryview(body)
+    response = ScoreResponse.model_validate_json(bytes(view[:header_length]))
+    reader = _Reader(view[header_length:])
+    results = []
+    for i, result in enumerate(response.results):
+        score, gradient = result.score, result.score and result.score.gradient
+        if score is not None and gradient is not None:
+            given = reader.give(gradient, f"results.{i}.score.gradient")
+            score = score.model_copy(update={"gradient": given})
+        results.append(result.model_copy(update={"score": score}))
+    reader.finish()
+    return response.model_copy(update={"results": results})
 
 
 def describe_invalid(error: ValidationError) -> str:

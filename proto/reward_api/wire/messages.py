@@ -139,12 +139,31 @@ class ScoreRequest(Message):
     include_details: bool = False
 
 
+class GradientRequest(ScoreRequest):
+    """A ScoreRequest for ScoreGradient; the same on the wire, where the method tells them apart."""
+
+
+class PixelGradient(Reply):
+    """d value / d pixel, pixels in 0..1: float16 little-endian [height, width, channels] of the decoded
+    RGB image, times `scale`, its largest absolute number. gradients.py packs and unpacks it."""
+
+    data: ImageBytes = b""
+    binary_data_size: int | None = Field(default=None, ge=0)
+    """Binary form only: `data` is empty and this many bytes follow the JSON header."""
+    height: int = Field(ge=1)
+    width: int = Field(ge=1)
+    channels: int = 3
+    scale: float
+
+
 class ItemScore(Reply):
     """`value` and all of `scores` are finite."""
 
     value: float
     scores: dict[str, float] = Field(default_factory=dict)
     details: dict[str, Any] | None = None
+    gradient: PixelGradient | None = None
+    """In answers of ScoreGradient only."""
 
     @property
     def is_finite(self) -> bool:
@@ -227,6 +246,8 @@ class RewardMetadata(Reply):
     settings: dict[str, str] = {}
     device: str = ""
     license: str = ""
+    has_gradient: bool = False
+    """Whether ScoreGradient is answered."""
 
 
 class Problem(BaseModel):

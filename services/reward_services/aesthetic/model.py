@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from transformers import CLIPConfig, CLIPVisionModelWithProjection
 
+from reward_services.clip.gradients import input_gradient
 from reward_services.clip.model import load_checkpoint, unit
 
 
@@ -24,6 +26,19 @@ class ImageTower:
         model = load_checkpoint(CLIPVisionModelWithProjection, folder, config=vision)
         self.width: int = vision.projection_dim
         self._model = model.to(device, getattr(torch, dtype))
+
+    def gradients(
+        self, pixels: np.ndarray, weight: np.ndarray, bias: float
+    ) -> tuple[list[float], Tensor]:
+        """weight . feature + bias of N pictures, in float64, and each one's gradient with respect to its
+        pixels, float32 (N, 3, H, W)."""
+        direction = torch.from_numpy(weight).to(self._model.device)
+
+        def score(inputs: Tensor) -> Tensor:
+            features = unit(self._model(pixel_values=inputs).image_embeds)
+            return features.double() @ direction + bias
+
+        return input_gradient(score, pixels, self._model.device, self._model.dtype)
 
     @torch.inference_mode()
     def features(self, pixels: np.ndarray) -> np.ndarray:

@@ -78,5 +78,13 @@ class AestheticScorer(Scorer):
             for value in self._head.scores(features)
         ]
 
+    def score_gradient(self, batch: Sequence[Sample]) -> Sequence[ItemScore]:
+        from reward_services.clip.gradients import resized_crop, with_gradients
+
+        pixels = clip_normalise([sample.prepared for sample in batch])
+        values, found = self._tower.gradients(pixels, self._head.weight, self._head.bias)
+        scores = [ItemScore(value=value, scores={"aesthetic": value}) for value in values]
+        return with_gradients(scores, 1.0, found, batch, resized_crop)
+
 
 SCORER = AestheticScorer

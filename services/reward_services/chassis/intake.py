@@ -14,7 +14,7 @@ import numpy as np
 
 from reward_api.errors import InvalidRequest, ItemFailure, Reason
 from reward_api.wire.images import ImageLimits, check_bytes, check_sides, decode_image
-from reward_api.wire.messages import Item, PackedImages, ScoreRequest
+from reward_api.wire.messages import GradientRequest, Item, PackedImages, ScoreRequest
 from reward_services.chassis.batching.isolation import summary
 from reward_services.chassis.scorer import Sample, Scorer
 from reward_services.chassis.settings import ServiceSettings
@@ -44,6 +44,12 @@ class Intake:
         if request.model and request.model != model:
             raise InvalidRequest(
                 Reason.MODEL_NOT_FOUND, f"this service is {model!r}, not {request.model[:64]!r}"
+            )
+        if isinstance(request, GradientRequest) and not self._scorer.has_gradient:
+            raise InvalidRequest(
+                Reason.UNSUPPORTED,
+                f"{model} has no gradient with respect to pixels (has_gradient in its metadata): ask for "
+                "scores only",
             )
         if count == 0:
             raise InvalidRequest(Reason.INVALID_REQUEST, "items is empty: send at least one")
@@ -97,6 +103,7 @@ class Intake:
                         request.items[i],
                         None if pixels is None else pixels[i],
                         request.include_details,
+                        isinstance(request, GradientRequest),
                     )
                 )
             except ItemFailure as failure:
@@ -108,12 +115,18 @@ class Intake:
                 )
         return prepared
 
-    def _sample(self, item: Item, packed: np.ndarray | None, include_details: bool) -> Sample:
+    def _sample(
+        self,
+        item: Item,
+        packed: np.ndarray | None,
+        include_details: bool,
+        wants_gradient: bool,
+    ) -> Sample:
         self._check_prompt(item.prompt)
         if item.metadata:
             self._check_metadata(item.metadata)
         image = self._image(item, packed)
-        sample = Sample(image, item.prompt, item.metadata, include_details)
+        sample = Sample(image, item.prompt, item.metadata, include_details, wants_gradient)
         if not self._has_prepare:
             return sample
         return replace(sample, prepared=self._scorer.prepare(sample))

@@ -34,6 +34,7 @@ class Sample:
     prompt: str = ""
     metadata: Mapping[str, Any] = field(default_factory=dict)
     include_details: bool = False
+    wants_gradient: bool = False
     prepared: Any = None
     """What `Scorer.prepare` returned for this item."""
 
@@ -82,6 +83,15 @@ class Scorer(ABC):
     def score(self, batch: Sequence[Sample]) -> Sequence[ItemScore | ItemFailure]:
         """One outcome per sample, in order. An ItemFailure is that item's error; an exception makes
         the chassis halve the batch until the guilty sample stands alone."""
+
+    def score_gradient(self, batch: Sequence[Sample]) -> Sequence[ItemScore | ItemFailure]:
+        """`score`, with every ItemScore's `gradient` (`wire.gradients.pack_gradient`), for rewards that
+        are differentiable; only these override it. A batch holds either calls or the others'."""
+        raise NotImplementedError
+
+    @property
+    def has_gradient(self) -> bool:
+        return type(self).score_gradient is not Scorer.score_gradient
 
     def prepare(self, sample: Sample) -> Any:
         """CPU work per item (parse the prompt, resize the image), run before batching; the result

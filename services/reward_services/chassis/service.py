@@ -222,6 +222,7 @@ class RewardService:
             settings=_as_text(self._scorer.settings.model_dump(mode="json")),
             device=self._device,
             license=info.license,
+            has_gradient=self._scorer.has_gradient,
         )
 
     def timeout_s(self, requested_s: float | None) -> float:
@@ -233,7 +234,8 @@ class RewardService:
     async def score(
         self, request: ScoreRequest, *, timeout_s: float | None = None, call: Call | None = None
     ) -> ScoreResponse:
-        """One result per item, in order. Cancelling the call takes its items out of the queue.
+        """One result per item, in order; of a GradientRequest with gradients.
+        Cancelling the call takes its items out of the queue.
 
         Raises InvalidRequest, Overloaded, Unavailable or DeadlineExceeded for the call as a whole;
         what is wrong with one item is that item's error.

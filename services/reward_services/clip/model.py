@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from reward_services.chassis.weights import WeightsError
+from reward_services.clip.gradients import input_gradient
 
 
 class ClipPairs:
@@ -50,9 +51,21 @@ class ClipPairs:
     def cosines(self, pixels: np.ndarray, prompts: Sequence[str]) -> list[float]:
         """(N, 3, H, W) float32 normalised pixels and their N prompts -> N cosines."""
         inputs = torch.from_numpy(pixels).to(self._model.device, self._model.dtype)
+        return self._cosines(inputs, prompts).tolist()
+
+    def gradients(self, pixels: np.ndarray, prompts: Sequence[str]) -> tuple[list[float], Tensor]:
+        """`cosines`, and each one's gradient with respect to its pixels, float32 (N, 3, H, W)."""
+
+        def score(inputs: Tensor) -> Tensor:
+            return self._cosines(inputs, prompts)
+
+        return input_gradient(score, pixels, self._model.device, self._model.dtype)
+
+    def _cosines(self, inputs: Tensor, prompts: Sequence[str]) -> Tensor:
         images = projected(self._model.get_image_features(pixel_values=inputs))
         return pair_cosines(images, prompts, self._text_features)
 
+    @torch.no_grad()
     def _text_features(self, prompts: list[str]) -> Tensor:
         tokens = self._tokenizer(
             prompts, padding=True, truncation=True, max_length=self._context, return_tensors="pt"
@@ -76,7 +89,7 @@ def load_checkpoint(model_class: Any, folder: Path, **options: Any) -> Any:
             f"the checkpoint in {folder} lacks {len(lacking)} tensors of {model_class.__name__}, "
             f"or has them in another shape: {lacking[0]}, ..."
         )
-    return model.eval()
+    return model.eval().requires_grad_(False)
 
 
 @contextmanager
@@ -102,15 +115,15 @@ def projected(output: Any) -> Tensor:
 
 def pair_cosines(
     images: Tensor, prompts: Sequence[str], encode: Callable[[list[str]], Tensor]
-) -> list[float]:
-    """Cosine of image i and prompt i, in float32. Only these N pairs, never N x N; equal prompts
+) -> Tensor:
+    """(N,): cosine of image i and prompt i, in float32. Only these N pairs, never N x N; equal prompts
     (a group of one prompt's images) are encoded once.
 
     images: (N, D) features of any length; encode: M distinct prompts -> (M, D).
     """
     row_of = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}
     texts = unit(encode(list(row_of)))[[row_of[prompt] for prompt in prompts]]
-    return (unit(images) * texts).sum(-1).tolist()
+    return (unit(images) * texts).sum(-1)
 
 
 def unit(features: Tensor) -> Tensor:

@@ -42,13 +42,19 @@ def clip_crop(image: np.ndarray, side: int = CLIP_SIDE, crop: Crop = "floor") ->
     crop: where an odd margin goes: "floor" as transformers' CLIPImageProcessor, "round" (half to
     even) as torchvision's CenterCrop, which open_clip and OpenAI's package use.
     """
-    height, width = image.shape[:2]
+    (height, width), (top, left) = crop_box(image.shape[0], image.shape[1], crop, side)
+    resized = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
+    return np.asarray(resized.crop((left, top, left + side, top + side)))
+
+
+def crop_box(
+    height: int, width: int, crop: Crop, side: int = CLIP_SIDE
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The size (height, width) to which an image is resized, and (top, left) of the crop in it."""
     shorter = min(height, width)
     # The longer side is truncated, as both originals do.
-    scaled = (side * height // shorter, side * width // shorter)
-    resized = Image.fromarray(image).resize(scaled[::-1], Image.Resampling.BICUBIC)
-    top, left = (_margin(length - side, crop) for length in scaled)
-    return np.asarray(resized.crop((left, top, left + side, top + side)))
+    scaled = side * height // shorter, side * width // shorter
+    return scaled, (_margin(scaled[0] - side, crop), _margin(scaled[1] - side, crop))
 
 
 def _margin(spare: int, crop: Crop) -> int:

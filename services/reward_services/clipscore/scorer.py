@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -70,6 +71,16 @@ class ClipScoreScorer(Scorer):
         pixels = np.stack([sample.prepared for sample in batch])
         cosines = self._clip.cosines(pixels, [sample.prompt for sample in batch])
         return [self._score(cosine) for cosine in cosines]
+
+    def score_gradient(self, batch: Sequence[Sample]) -> Sequence[ItemScore]:
+        from reward_services.clip.gradients import resized_crop, with_gradients
+
+        pixels = np.stack([sample.prepared for sample in batch])
+        cosines, found = self._clip.gradients(pixels, [sample.prompt for sample in batch])
+        factor = self._score(1.0).value
+        scores = [self._score(cosine) for cosine in cosines]
+        affine = partial(resized_crop, mode="bilinear", crop="round")
+        return with_gradients(scores, factor, found, batch, affine)
 
     def _score(self, cosine: float) -> ItemScore:
         logit = self._clip.scale * cosine

@@ -13,6 +13,7 @@ from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor
 
 from reward_services.chassis.weights import WeightsError
+from reward_services.clip.gradients import input_gradient
 from reward_services.clip.model import pair_cosines
 
 ARCHITECTURE = "ViT-H-14"
@@ -31,15 +32,27 @@ class HpsModel:
         model = build(config or published_config())
         load_state(model, checkpoint)
         self._device, self._dtype = device, getattr(torch, dtype)
-        self._model = model.eval().to(self._device, self._dtype)
+        self._model = model.eval().requires_grad_(False).to(self._device, self._dtype)
         self._tokenizer = SimpleTokenizer(context_length=model.context_length)
 
     @torch.inference_mode()
     def cosines(self, pixels: np.ndarray, prompts: Sequence[str]) -> list[float]:
         """(N, 3, H, W) float32 normalised pixels and their N prompts -> N cosines."""
-        images = self._model.encode_image(torch.from_numpy(pixels).to(self._device, self._dtype))
-        return pair_cosines(images, prompts, self._text_features)
+        inputs = torch.from_numpy(pixels).to(self._device, self._dtype)
+        return self._cosines(inputs, prompts).tolist()
 
+    def gradients(self, pixels: np.ndarray, prompts: Sequence[str]) -> tuple[list[float], Tensor]:
+        """`cosines`, and each one's gradient with respect to its pixels, float32 (N, 3, H, W)."""
+
+        def score(inputs: Tensor) -> Tensor:
+            return self._cosines(inputs, prompts)
+
+        return input_gradient(score, pixels, torch.device(self._device), self._dtype)
+
+    def _cosines(self, inputs: Tensor, prompts: Sequence[str]) -> Tensor:
+        return pair_cosines(self._model.encode_image(inputs), prompts, self._text_features)
+
+    @torch.no_grad()
     def _text_features(self, prompts: list[str]) -> Tensor:
         return self._model.encode_text(self._tokenizer(prompts).to(self._device))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
 from reward_services.clip.pixels import CLIP_MEAN, CLIP_SIDE, CLIP_STD
@@ -16,15 +17,21 @@ def hpsv2_pixels(image: np.ndarray) -> np.ndarray:
     centered on black, and only then CLIP's mean and deviation. The package leaves an image whose
     longest side is 224 unpadded, which its model cannot take; here it is padded like any other.
     """
-    height, width = image.shape[:2]
     floats = torch.from_numpy(image.astype(np.float32) / np.float32(255)).permute(2, 0, 1)[None]
+    square = fitted(floats, deviation=False)[0].numpy()
+    return (square - CLIP_MEAN[:, None, None]) / CLIP_STD[:, None, None]
+
+
+def fitted(image: Tensor, *, deviation: bool = True) -> Tensor:
+    """(1, 3, H, W) floats -> (1, 3, 224, 224), resized and padded; over CLIP's deviation."""
+    height, width = image.shape[2:]
     if max(height, width) != CLIP_SIDE:
         scale = CLIP_SIDE / max(height, width)
         height, width = max(round(height * scale), 1), max(round(width * scale), 1)
-        floats = interpolate(
-            floats, size=(height, width), mode="bicubic", antialias=True, align_corners=False
+        image = interpolate(
+            image, size=(height, width), mode="bicubic", antialias=True, align_corners=False
         )
     spare_x, spare_y = CLIP_SIDE - width, CLIP_SIDE - height
     left, top = spare_x // 2, spare_y // 2
-    square = pad(floats, (left, spare_x - left, top, spare_y - top))[0].numpy()
-    return (square - CLIP_MEAN[:, None, None]) / CLIP_STD[:, None, None]
+    square = pad(image, (left, spare_x - left, top, spare_y - top))
+    return square / torch.from_numpy(CLIP_STD)[:, None, None] if deviation else square

@@ -77,6 +77,16 @@ class Hpsv2Scorer(Scorer):
         cosines = self._model.cosines(pixels, [sample.prompt for sample in batch])
         return [self._score(cosine) for cosine in cosines]
 
+    def score_gradient(self, batch: Sequence[Sample]) -> Sequence[ItemScore]:
+        from reward_services.clip.gradients import with_gradients
+        from reward_services.hpsv2.pixels import fitted
+
+        pixels = np.stack([sample.prepared for sample in batch])
+        cosines, found = self._model.gradients(pixels, [sample.prompt for sample in batch])
+        factor = self._score(1.0).value
+        scores = [self._score(cosine) for cosine in cosines]
+        return with_gradients(scores, factor, found, batch, fitted)
+
     def _score(self, cosine: float) -> ItemScore:
         scores = {"hpsv2": cosine, "hpsv2_100": 100 * cosine}
         return ItemScore(value=scores[self.settings.score], scores=scores)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
 from reward_services.chassis.weights import WeightsError
+from reward_services.clip.gradients import input_gradient
 from reward_services.imagereward.checkpoint import read_checkpoint, text_config, vision_config
 
 # The gaps are the original's dropouts; there is no activation between the layers.
@@ -38,6 +39,18 @@ class ImageReward(nn.Module):
             input_ids=ids, attention_mask=mask, encoder_hidden_states=image
         ).last_hidden_state
         return self.head(states[:, 0]).squeeze(-1)
+
+    def gradients(
+        self, pixels: np.ndarray, ids: Sequence[Sequence[int]], mask: Sequence[Sequence[int]]
+    ) -> tuple[list[float], Tensor]:
+        """`rewards`, and each one's gradient with respect to its pixels, float32 (N, 3, 224, 224)."""
+        device = self.text.device
+        tokens, seen = torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+
+        def score(inputs: Tensor) -> Tensor:
+            return self(inputs, tokens, seen)
+
+        return input_gradient(score, pixels, device, torch.float32)
 
     @torch.inference_mode()
     def rewards(
@@ -67,7 +80,7 @@ def assembled(
     # The one tensor that is in no checkpoint.
     positions = torch.arange(text.max_position_embeddings, device=tensors["head.0.weight"].device)
     model.text.embeddings.register_buffer("position_ids", positions[None], persistent=False)
-    return model.eval()
+    return model.eval().requires_grad_(False)
 
 
 def _check(model: ImageReward, tensors: Mapping[str, Tensor]) -> None:

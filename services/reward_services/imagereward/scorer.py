@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -86,6 +87,18 @@ class ImageRewardScorer(Scorer):
             [item.tokens.attention_mask for item in prepared],
         )
         return [_score(*pair) for pair in zip(batch, rewards, strict=True)]
+
+    def score_gradient(self, batch: Sequence[Sample]) -> Sequence[ItemScore]:
+        from reward_services.clip.gradients import resized_crop, with_gradients
+
+        prepared: list[Prepared] = [sample.prepared for sample in batch]
+        rewards, found = self._model.gradients(
+            clip_normalise([item.crop for item in prepared]),
+            [item.tokens.ids for item in prepared],
+            [item.tokens.attention_mask for item in prepared],
+        )
+        scores = [_score(*pair) for pair in zip(batch, rewards, strict=True)]
+        return with_gradients(scores, 1 / STD, found, batch, partial(resized_crop, crop="round"))
 
 
 def _score(sample: Sample, raw: float) -> ItemScore:

@@ -74,6 +74,15 @@ class PickScoreScorer(Scorer):
         cosines = self._clip.cosines(pixels, [sample.prompt for sample in batch])
         return [self._score(cosine) for cosine in cosines]
 
+    def score_gradient(self, batch: Sequence[Sample]) -> Sequence[ItemScore]:
+        from reward_services.clip.gradients import resized_crop, with_gradients
+
+        pixels = clip_normalise([sample.prepared for sample in batch])
+        cosines, found = self._clip.gradients(pixels, [sample.prompt for sample in batch])
+        factor = self._score(1.0).value
+        scores = [self._score(cosine) for cosine in cosines]
+        return with_gradients(scores, factor, found, batch, resized_crop)
+
     def _score(self, cosine: float) -> ItemScore:
         pickscore = self._clip.scale * cosine
         scores = {"pickscore_26": pickscore / 26, "pickscore": pickscore}

@@ -81,8 +81,8 @@ async def start():
     """Starts services without ports: `service, scorer = await start(max_batch_items=4)`."""
     started = []
 
-    async def _start(own=None, **settings):
-        scorer = FakeScorer(own or FakeSettings())
+    async def _start(own=None, *, kind=FakeScorer, **settings):
+        scorer = kind(own or FakeSettings())
         service = RewardService("fake", scorer, ServiceSettings(device="cpu", **settings))
         started.append((service, scorer))
         await service.start()

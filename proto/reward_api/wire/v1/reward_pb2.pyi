@@ -157,7 +157,7 @@ class ItemResult(_message.Message):
     def __init__(self, id: _Optional[str] = ..., score: _Optional[_Union[ItemScore, _Mapping]] = ..., error: _Optional[_Union[ItemError, _Mapping]] = ...) -> None: ...
 
 class ItemScore(_message.Message):
-    __slots__ = ("value", "scores", "details")
+    __slots__ = ("value", "scores", "details", "gradient")
     class ScoresEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -168,10 +168,26 @@ class ItemScore(_message.Message):
     VALUE_FIELD_NUMBER: _ClassVar[int]
     SCORES_FIELD_NUMBER: _ClassVar[int]
     DETAILS_FIELD_NUMBER: _ClassVar[int]
+    GRADIENT_FIELD_NUMBER: _ClassVar[int]
     value: float
     scores: _containers.ScalarMap[str, float]
     details: _struct_pb2.Struct
-    def __init__(self, value: _Optional[float] = ..., scores: _Optional[_Mapping[str, float]] = ..., details: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ...) -> None: ...
+    gradient: PixelGradient
+    def __init__(self, value: _Optional[float] = ..., scores: _Optional[_Mapping[str, float]] = ..., details: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., gradient: _Optional[_Union[PixelGradient, _Mapping]] = ...) -> None: ...
+
+class PixelGradient(_message.Message):
+    __slots__ = ("data", "height", "width", "channels", "scale")
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    HEIGHT_FIELD_NUMBER: _ClassVar[int]
+    WIDTH_FIELD_NUMBER: _ClassVar[int]
+    CHANNELS_FIELD_NUMBER: _ClassVar[int]
+    SCALE_FIELD_NUMBER: _ClassVar[int]
+    data: bytes
+    height: int
+    width: int
+    channels: int
+    scale: float
+    def __init__(self, data: _Optional[bytes] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., channels: _Optional[int] = ..., scale: _Optional[float] = ...) -> None: ...
 
 class ItemError(_message.Message):
     __slots__ = ("reason", "code", "message", "retryable")
@@ -202,7 +218,7 @@ class GetMetadataRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class RewardMetadata(_message.Message):
-    __slots__ = ("name", "version", "revision", "description", "score", "sub_scores", "prompt_required", "metadata_schema", "encodings", "limits", "settings", "device", "license")
+    __slots__ = ("name", "version", "revision", "description", "score", "sub_scores", "prompt_required", "metadata_schema", "encodings", "limits", "settings", "device", "license", "has_gradient")
     class LimitsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -230,6 +246,7 @@ class RewardMetadata(_message.Message):
     SETTINGS_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     LICENSE_FIELD_NUMBER: _ClassVar[int]
+    HAS_GRADIENT_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: str
     revision: str
@@ -243,7 +260,8 @@ class RewardMetadata(_message.Message):
     settings: _containers.ScalarMap[str, str]
     device: str
     license: str
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., revision: _Optional[str] = ..., description: _Optional[str] = ..., score: _Optional[_Union[ScoreRange, _Mapping]] = ..., sub_scores: _Optional[_Iterable[_Union[ScoreRange, _Mapping]]] = ..., prompt_required: bool = ..., metadata_schema: _Optional[str] = ..., encodings: _Optional[_Iterable[str]] = ..., limits: _Optional[_Mapping[str, int]] = ..., settings: _Optional[_Mapping[str, str]] = ..., device: _Optional[str] = ..., license: _Optional[str] = ...) -> None: ...
+    has_gradient: bool
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., revision: _Optional[str] = ..., description: _Optional[str] = ..., score: _Optional[_Union[ScoreRange, _Mapping]] = ..., sub_scores: _Optional[_Iterable[_Union[ScoreRange, _Mapping]]] = ..., prompt_required: bool = ..., metadata_schema: _Optional[str] = ..., encodings: _Optional[_Iterable[str]] = ..., limits: _Optional[_Mapping[str, int]] = ..., settings: _Optional[_Mapping[str, str]] = ..., device: _Optional[str] = ..., license: _Optional[str] = ..., has_gradient: bool = ...) -> None: ...
 
 class ScoreRange(_message.Message):
     __slots__ = ("name", "minimum", "maximum", "higher_is_better", "description")

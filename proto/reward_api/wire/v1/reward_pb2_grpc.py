@@ -19,6 +19,11 @@ class RewardServiceStub(object):
                 request_serializer=reward__api_dot_wire_dot_v1_dot_reward__pb2.ScoreRequest.SerializeToString,
                 response_deserializer=reward__api_dot_wire_dot_v1_dot_reward__pb2.ScoreResponse.FromString,
                 )
+        self.ScoreGradient = channel.unary_unary(
+                '/reward.v1.RewardService/ScoreGradient',
+                request_serializer=reward__api_dot_wire_dot_v1_dot_reward__pb2.ScoreRequest.SerializeToString,
+                response_deserializer=reward__api_dot_wire_dot_v1_dot_reward__pb2.ScoreResponse.FromString,
+                )
         self.GetMetadata = channel.unary_unary(
                 '/reward.v1.RewardService/GetMetadata',
                 request_serializer=reward__api_dot_wire_dot_v1_dot_reward__pb2.GetMetadataRequest.SerializeToString,
@@ -38,6 +43,14 @@ class RewardServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ScoreGradient(self, request, context):
+        """Score, and with every score its gradient with respect to the item's pixels (ItemScore.gradient).
+        UNSUPPORTED from rewards without one; RewardMetadata.has_gradient says which.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetMetadata(self, request, context):
         """What this service measures, its ranges and its limits. Answers while the model is busy.
         """
@@ -50,6 +63,11 @@ def add_RewardServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'Score': grpc.unary_unary_rpc_method_handler(
                     servicer.Score,
+                    request_deserializer=reward__api_dot_wire_dot_v1_dot_reward__pb2.ScoreRequest.FromString,
+                    response_serializer=reward__api_dot_wire_dot_v1_dot_reward__pb2.ScoreResponse.SerializeToString,
+            ),
+            'ScoreGradient': grpc.unary_unary_rpc_method_handler(
+                    servicer.ScoreGradient,
                     request_deserializer=reward__api_dot_wire_dot_v1_dot_reward__pb2.ScoreRequest.FromString,
                     response_serializer=reward__api_dot_wire_dot_v1_dot_reward__pb2.ScoreResponse.SerializeToString,
             ),
@@ -80,6 +98,23 @@ class RewardService(object):
             timeout=None,
             metadata=None):
         return grpc.experimental.unary_unary(request, target, '/reward.v1.RewardService/Score',
+            reward__api_dot_wire_dot_v1_dot_reward__pb2.ScoreRequest.SerializeToString,
+            reward__api_dot_wire_dot_v1_dot_reward__pb2.ScoreResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def ScoreGradient(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/reward.v1.RewardService/ScoreGradient',
             reward__api_dot_wire_dot_v1_dot_reward__pb2.ScoreRequest.SerializeToString,
             reward__api_dot_wire_dot_v1_dot_reward__pb2.ScoreResponse.FromString,
             options, channel_credentials,

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 from reward_api.errors import ItemFailure, Overloaded, Reason, Unavailable
@@ -124,7 +124,6 @@ class Batcher:
         self._loop = asyncio.get_running_loop()
         self._thread: threading.Thread | None = None
         self.tickets: set[Ticket] = set()
-        self.key_of = scorer.batch_key
         self.device = "cpu"
         """What the scorer was loaded on."""
         self.queue: ItemQueue[Ticket] = ItemQueue(
@@ -132,6 +131,10 @@ class Batcher:
             max_delay_s=settings.max_queue_delay_ms / 1000,
             aging_s=settings.priority_aging_s,
         )
+
+    def key_of(self, sample: Sample) -> Hashable:
+        """Equal for samples that may share a batch."""
+        return sample.wants_gradient, self._scorer.batch_key(sample)
 
     def start(self, load: Callable[[], None]) -> asyncio.Future[None]:
         """Runs `load` on the device thread, then scores batches; the future tells how it ended."""
@@ -218,8 +221,9 @@ class Batcher:
         started = time.monotonic()
         self._running_since[number] = started
         samples = [entry.sample for entry in batch]
+        score = self._scorer.score_gradient if samples[0].wants_gradient else self._scorer.score
         outcomes = score_isolated(
-            self._scorer.score, samples, self._lower_cap, lambda: check_device(self.device)
+            score, samples, self._lower_cap, lambda: check_device(self.device)
         )
         self._running_since[number] = None
         run = BatchRun(len(batch), started, time.monotonic() - started)

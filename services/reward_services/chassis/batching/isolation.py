@@ -6,6 +6,7 @@ from __future__ import annotations
 import gc
 import json
 import logging
+import math
 import sys
 from collections.abc import Callable, Sequence
 
@@ -144,9 +145,21 @@ def _checked(outcome: Outcome, sample: Sample) -> Outcome:
         )
     if not outcome.is_finite:
         return ItemFailure(Reason.NON_FINITE_SCORE, "the model's score is NaN or infinite")
+    if sample.wants_gradient and not _fits(outcome, sample):
+        return ItemFailure(
+            Reason.MODEL_ERROR, "score_gradient() returned no gradient of the image's shape"
+        )
     if outcome.details is not None and sample.include_details:
         return _with_json_details(outcome)
     return outcome
+
+
+def _fits(outcome: ItemScore, sample: Sample) -> bool:
+    gradient = outcome.gradient
+    if gradient is None:
+        return False
+    shape = (gradient.height, gradient.width, gradient.channels)
+    return shape == sample.image.shape and math.isfinite(gradient.scale)
 
 
 def _with_json_details(outcome: ItemScore) -> Outcome:

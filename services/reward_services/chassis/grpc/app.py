@@ -15,7 +15,7 @@ from reward_api.wire.convert import (
     response_to_proto,
     split_request,
 )
-from reward_api.wire.messages import ScoreRequest
+from reward_api.wire.messages import GradientRequest, ScoreRequest
 from reward_api.wire.v1 import reward_pb2
 from reward_services.chassis.auth import TokenCheck
 from reward_services.chassis.grpc.auth import GrpcAuth, grpc_tls
@@ -37,6 +37,14 @@ class RewardServicer:
         self._service = service
 
     async def score(self, data: bytes, context: grpc.aio.ServicerContext) -> bytes:
+        return await self._answer(data, context)
+
+    async def score_gradient(self, data: bytes, context: grpc.aio.ServicerContext) -> bytes:
+        return await self._answer(data, context, gradient=True)
+
+    async def _answer(
+        self, data: bytes, context: grpc.aio.ServicerContext, *, gradient: bool = False
+    ) -> bytes:
         service = self._service
         service.metrics.received_bytes.inc(len(data))
         try:
@@ -44,6 +52,8 @@ class RewardServicer:
                 call.name(given_request_id(context))
                 timeout_s = service.timeout_s(context.time_remaining())
                 request = await self._parse(data)
+                if gradient:
+                    request = GradientRequest(**dict(request))
                 del data
                 response = await service.score(
                     request, timeout_s=timeout_s - call.elapsed_s, call=call
@@ -72,6 +82,7 @@ class RewardServicer:
             SERVICE_NAME,
             {
                 "Score": grpc.unary_unary_rpc_method_handler(self.score),
+                "ScoreGradient": grpc.unary_unary_rpc_method_handler(self.score_gradient),
                 "GetMetadata": grpc.unary_unary_rpc_method_handler(self.get_metadata),
             },
         )

@@ -1,7 +1,8 @@
-"""The HTTP front: /v1/score, /v1/metadata, health, metrics, /docs and the page at /."""
+"""The HTTP front: /v1/score, /v1/score_gradient, /v1/metadata, health, metrics, /docs and the page at /."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -11,8 +12,20 @@ from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from reward_api.errors import InvalidRequest, Reason, RewardError
-from reward_api.wire.framing import CONTENT_TYPE, LENGTH_HEADER, decode_json, decode_request
-from reward_api.wire.messages import Problem, RewardMetadata, ScoreRequest, ScoreResponse
+from reward_api.wire.framing import (
+    CONTENT_TYPE,
+    LENGTH_HEADER,
+    decode_json,
+    decode_request,
+    encode_response,
+)
+from reward_api.wire.messages import (
+    GradientRequest,
+    Problem,
+    RewardMetadata,
+    ScoreRequest,
+    ScoreResponse,
+)
 from reward_services import __version__
 from reward_services.chassis.http.body import integer_header
 from reward_services.chassis.http.call import (
@@ -46,6 +59,33 @@ _PROBLEM_RESPONSES: dict[int | str, dict[str, Any]] = {
     )
 }
 
+_REQUEST_DOCUMENT: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            _JSON: {"schema": {"$ref": "#/components/schemas/ScoreRequest"}},
+            CONTENT_TYPE: {
+                "schema": {
+                    "type": "string",
+                    "format": "binary",
+                    "description": f"The JSON form, of the length given by the header "
+                    f"{LENGTH_HEADER}, with `binary_data_size` in place of each `data`; then "
+                    "the bytes of the images in their order.",
+                }
+            },
+        },
+    },
+    "parameters": [
+        {"name": name, "in": "header", "description": text, "schema": {"type": kind}}
+        for name, kind, text in (
+            (TIMEOUT_HEADER, "integer", "deadline, milliseconds from now"),
+            (PRIORITY_HEADER, "integer", "1 (first) to 3 (last); default 2"),
+            (REQUEST_ID_HEADER, "string", "echoed in the answer and in the logs"),
+            (LENGTH_HEADER, "integer", "binary form: bytes of JSON at the start"),
+        )
+    ],
+}
+
 router = APIRouter()
 
 
@@ -74,47 +114,46 @@ def create_app(service: RewardService, dialects: Mapping[str, APIRouter]) -> Fas
     response_model=ScoreResponse,
     response_model_exclude_none=True,
     responses=_PROBLEM_RESPONSES,
-    openapi_extra={
-        "requestBody": {
-            "required": True,
-            "content": {
-                _JSON: {"schema": {"$ref": "#/components/schemas/ScoreRequest"}},
-                CONTENT_TYPE: {
-                    "schema": {
-                        "type": "string",
-                        "format": "binary",
-                        "description": f"The JSON form, of the length given by the header "
-                        f"{LENGTH_HEADER}, with `binary_data_size` in place of each `data`; then "
-                        "the bytes of the images in their order.",
-                    }
-                },
-            },
-        },
-        "parameters": [
-            {"name": name, "in": "header", "description": text, "schema": {"type": kind}}
-            for name, kind, text in (
-                (TIMEOUT_HEADER, "integer", "deadline, milliseconds from now"),
-                (PRIORITY_HEADER, "integer", "1 (first) to 3 (last); default 2"),
-                (REQUEST_ID_HEADER, "string", "echoed in the answer and in the logs"),
-                (LENGTH_HEADER, "integer", "binary form: bytes of JSON at the start"),
-            )
-        ],
-    },
+    openapi_extra=_REQUEST_DOCUMENT,
 )
 async def score(request: Request) -> Response:
     """Scores a batch: one result per item, in order, each a score or a typed error."""
     async with http_call(request, "http") as call:
         response = await call.score(await _read_request(call))
-    timing = response.timing
     return Response(
         response.model_dump_json(exclude_none=True),
         media_type=_JSON,
-        headers={
-            REQUEST_ID_HEADER: response.request_id,
-            "Server-Timing": f"queue;dur={timing.queue_ms:.2f}, decode;dur={timing.decode_ms:.2f}, "
-            f"inference;dur={timing.inference_ms:.2f}, total;dur={timing.total_ms:.2f}",
-        },
+        headers=_response_headers(response),
     )
+
+
+@router.post(
+    "/v1/score_gradient",
+    response_model=ScoreResponse,
+    response_model_exclude_none=True,
+    responses=_PROBLEM_RESPONSES,
+    openapi_extra=_REQUEST_DOCUMENT,
+)
+async def score_gradient(request: Request) -> Response:
+    """Scores a batch and answers every score's gradient with respect to the pixels, in the form of the
+    request: base64 in JSON, or bytes behind it. 415 from a reward without gradients."""
+    async with http_call(request, "http") as call:
+        message = GradientRequest(**dict(await _read_request(call)))
+        response = await call.score(message)
+    headers = _response_headers(response)
+    if LENGTH_HEADER not in request.headers:
+        return Response(response.model_dump_json(exclude_none=True), 200, headers, _JSON)
+    form, body = await asyncio.to_thread(encode_response, response)
+    return Response(body, 200, headers | form)
+
+
+def _response_headers(response: ScoreResponse) -> dict[str, str]:
+    timing = response.timing
+    return {
+        REQUEST_ID_HEADER: response.request_id,
+        "Server-Timing": f"queue;dur={timing.queue_ms:.2f}, decode;dur={timing.decode_ms:.2f}, "
+        f"inference;dur={timing.inference_ms:.2f}, total;dur={timing.total_ms:.2f}",
+    }
 
 
 @router.get("/v1/metadata", responses={503: _PROBLEM_RESPONSES[503]})
