@@ -104,7 +104,7 @@ class Bench:
         count = recipe.sampling.prompts_per_epoch
         self._prompts = [Prompt(f"{'a ' * (i // 8)}{names[i % 8]}") for i in range(count)]
         self._encoders = {name: getattr(pipeline, name) for name in family.text_encoders}
-        if not self.policy.prepare_prompts([prompt.text for prompt in self._prompts]):
+        if not self.policy.prepare_prompts([prompt.text for prompt in self._prompts]).fits:
             raise SystemExit("the prompts exceed model.prompt_cache_gb")
         self._advantages = self._made_up_advantages()
 

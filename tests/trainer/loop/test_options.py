@@ -131,26 +131,34 @@ def test_compiled_blocks_serve_rollout_and_replay(
     assert all(p.grad is not None for p in policy.trainable().values())
 
 
-class Traveller(nn.Linear):
-    """A layer that notes where it is sent."""
+def test_offloaded_modules_visit_the_device_and_their_memory_stays(load_tiny: LoadTiny) -> None:
+    policy: Any = load_tiny("sd3", offload=True)
+    encoder = policy._pipeline.text_encoder
+    tensors = [*encoder.parameters(), *encoder.buffers()]
+    home = [tensor.data_ptr() for tensor in tensors]
 
-    def __init__(self) -> None:
-        super().__init__(1, 1)
-        self.log: list[str] = []
-
-    def to(self, *args: Any, **kwargs: Any) -> Any:
-        self.log.append(str(args[0]))
-        return super().to(*args, **kwargs)
-
-
-def test_offloaded_modules_visit_the_device(load_tiny: LoadTiny) -> None:
-    for offload, expected in ((True, ["cpu", "used", "cpu"]), (False, ["used"])):
-        policy: Any = load_tiny("sd3", offload=offload)
-        layer = Traveller()
-        with policy._on_device(layer, None):
-            layer.log.append("used")
-        assert layer.log == expected
+    policy.device = torch.float64  # sends copies, as another device would have
+    with policy._on_device(encoder, None):
+        assert all(p.dtype == torch.float64 for p in encoder.parameters())
+    policy.device = torch.device("cpu")
+    assert [tensor.data_ptr() for tensor in tensors] == home
     torch.testing.assert_close(velocity(policy), velocity(load_tiny("sd3", offload=True)))
+
+
+def test_offloaded_encoders_visit_once_for_a_set_of_prompts(load_tiny: LoadTiny) -> None:
+    policy: Any = load_tiny("sd3", offload=True)
+    visits, visit = [], policy._on_device
+
+    def count(*modules: Any) -> Any:
+        visits.append(len(modules))
+        return visit(*modules)
+
+    policy._on_device = count
+    words = [f"word {number}" for number in range(70)]  # three batches
+    assert policy.prepare_prompts(words).fits
+    assert len(visits) == 1
+    policy.encode(words)
+    assert len(visits) == 1
 
 
 def train_layer(config: Update, steps: int) -> tuple[dict[str, nn.Parameter], Any]:

@@ -166,7 +166,7 @@ def test_prompts_of_different_lengths_do_not_disturb_each_other(policy: Policy) 
     x, sigma = torch.randn(2, *policy.latent_shape), torch.tensor([0.9, 0.3])
     with torch.no_grad():
         together = policy.velocity(x, sigma, policy.encode(TEXTS))
-        assert policy.prepare_prompts(TEXTS)
+        assert policy.prepare_prompts(TEXTS).fits
         for row, text in enumerate(TEXTS):
             part = slice(row, row + 1)
             alone = policy.velocity(x[part], sigma[part], policy.encode([text]))

@@ -92,7 +92,7 @@ def test_ode_sampling_equals_the_stock_pipeline(
 def test_prompts_are_encoded_once_and_encoders_released(policy: Policy) -> None:
     first = policy.encode(["red", "blue", "red"])
     assert torch.equal(first.tokens[0], first.tokens[2])
-    assert policy.prepare_prompts(["red", "blue"])
+    assert policy.prepare_prompts(["red", "blue"]).fits
     again = policy.encode(["blue"])
     assert torch.equal(again.tokens[0], first.tokens[1])
     with pytest.raises(RuntimeError, match="not cached"):
@@ -103,7 +103,7 @@ def test_prompts_beyond_the_cache_are_encoded_as_they_come(recipe_data: dict[str
     recipe = changed(recipe_data, "model", prompt_cache_gb=1e-9)
     policy = load_policy(recipe.model, CPU, with_reference=False)
     words = ["red", "green", "blue", "black"] * 20
-    assert not policy.prepare_prompts([f"{word} {n}" for n, word in enumerate(words)])
+    assert not policy.prepare_prompts([f"{word} {n}" for n, word in enumerate(words)]).fits
     first = policy.encode(["red"])
     policy.encode(["green", "blue"])
     assert torch.equal(policy.encode(["blue", "red"]).tokens[1], first.tokens[0])

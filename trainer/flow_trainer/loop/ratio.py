@@ -14,6 +14,7 @@ from flow_trainer.errors import RatioError
 from flow_trainer.loop.rollout import rollout, transition
 from flow_trainer.loop.updates.replay import make_replay, step_chunks, trained_steps
 from flow_trainer.models.policy import Policy
+from flow_trainer.models.prompt_rows import PromptRows
 from flow_trainer.recipe import Recipe
 from flow_trainer.recipe.prompts import Prompt
 
@@ -78,7 +79,7 @@ def _replay_error(
     rows: int,
     steps_per_forward: int,
 ) -> float:
-    conditioning = policy.encode([prompt.text for prompt in prompts])
+    conditioning = PromptRows(policy, [prompt.text for prompt in prompts])
     worst = 0.0
     for offsets in step_chunks(trained_steps(recipe, 0), steps_per_forward):
         r = make_replay(recipe, samples, conditioning, range(rows), offsets)

@@ -11,10 +11,13 @@ from torch import Tensor
 from flow_trainer.algorithm.dynamics import DYNAMICS, Transition, euler
 from flow_trainer.algorithm.noise import evaluation_noise, sample_noise
 from flow_trainer.algorithm.trajectory import Trajectories
+from flow_trainer.loop.ahead import Ahead
 from flow_trainer.loop.finite import FiniteWatch
 from flow_trainer.models.conditioning import Conditioning
+from flow_trainer.models.decoding import Decoded
 from flow_trainer.models.policy import Policy
-from flow_trainer.parallel.world import ALONE, World
+from flow_trainer.models.prompt_rows import PromptRows
+from flow_trainer.parallel.world import ALONE, Turn, World
 from flow_trainer.recipe import Recipe
 from flow_trainer.recipe.prompts import Prompt
 
@@ -63,52 +66,54 @@ def rollout(
     sigmas = policy.sigmas(sampling.num_steps).to(policy.device)
     window = recipe.window(epoch)
     members = [(index, g) for index in indices for g in range(sampling.group_size)]
-    conditioning = policy.encode([prompt.text for prompt in prompts]).repeat(sampling.group_size)
     done: list[int] = []
     finished, latents, log_probs, means = [], [], [], []
-    batches = shares(recipe, len(members))
-    for turn in chain.from_iterable(world.turns(share) for share in batches):
-        before_turn()
-        rows = turn.rows
-        if not rows:
-            continue
-        initial, noise = sample_noise(
-            recipe.seed,
-            epoch,
-            [members[row] for row in rows],
-            policy.latent_shape,
-            len(window),
-            same_latent=sampling.same_latent,
-        )
-        x = initial.to(policy.device)
-        batch = conditioning[rows.start : rows.stop]
-        kept, densities, centres = [], [], []
-        watch = FiniteWatch(rows, epoch)
-        for i in range(sampling.num_steps):
-            steps = torch.full((len(rows),), i, device=policy.device)
-            v = policy.velocity(x, sigmas[steps], batch)
-            watch.see(f"velocity at step {i}", v)
-            if i in window:
-                if not kept:
+    shared = shares(recipe, len(members))
+    turns = list(chain.from_iterable(world.turns(share) for share in shared))
+    texts = _prompt_rows(policy, prompts, sampling.group_size, turns)
+    leaving = _Leaving(policy, sampling.decode_batch, on_images)
+
+    def draw(rows: range) -> tuple[Tensor, Tensor]:
+        keys = [members[row] for row in rows]
+        shape, same = policy.latent_shape, sampling.same_latent
+        return sample_noise(recipe.seed, epoch, keys, shape, len(window), same_latent=same)
+
+    with Ahead(draw, policy.device) as ahead:
+        for number, turn in enumerate(turns):
+            before_turn()
+            rows = turn.rows
+            if not rows:
+                continue
+            x, noise = ahead.get(rows, [t.rows for t in turns[number + 1 : number + 2] if t.rows])
+            batch = texts[prompts_of(rows, sampling.group_size)]
+            kept, densities, centres = [], [], []
+            watch = FiniteWatch(rows, epoch)
+            for i in range(sampling.num_steps):
+                steps = torch.full((len(rows),), i, device=policy.device)
+                v = policy.velocity(x, sigmas[steps], batch)
+                watch.see(f"velocity at step {i}", v)
+                if i in window:
+                    if not kept:
+                        kept.append(x)
+                    step = transition(recipe, sigmas, steps, x, v)
+                    x = step.sample(noise[:, i - window.start])
                     kept.append(x)
-                step = transition(recipe, sigmas, steps, x, v)
-                x = step.sample(noise[:, i - window.start].to(policy.device))
-                kept.append(x)
-                densities.append(step.log_prob(x))
-                watch.see(f"log-probability at step {i}", densities[-1])
-                centres.append(step.mean)
-            else:
-                x = euler(x, v, sigmas[i], sigmas[i + 1])
-        if not turn.counts:
-            continue
-        watch.check()
-        done += rows
-        finished.append(x)
-        latents.append(_stack(kept, x))
-        log_probs.append(_stack(densities, x))
-        if recipe.update.needs_old_means:
-            means.append(_stack(centres, x))
-        on_images(rows, decode(policy, x, sampling.decode_batch))
+                    densities.append(step.log_prob(x))
+                    watch.see(f"log-probability at step {i}", densities[-1])
+                    centres.append(step.mean)
+                else:
+                    x = euler(x, v, sigmas[i], sigmas[i + 1])
+                leaving.look()
+            if not turn.counts:
+                continue
+            done += rows
+            finished.append(x)
+            latents.append(_stack(kept, x))
+            log_probs.append(_stack(densities, x))
+            if recipe.update.needs_old_means:
+                means.append(_stack(centres, x))
+            leaving.add(rows, x, watch)
+    leaving.flush()
     return Trajectories(
         done,
         window,
@@ -135,16 +140,26 @@ def generate(
     several ranks, each its own micro-batches."""
     sigmas = policy.sigmas(num_steps).to(policy.device)
     members = [(p, g) for p in range(len(prompts)) for g in range(images_per_prompt)]
-    conditioning = policy.encode([prompt.text for prompt in prompts]).repeat(images_per_prompt)
-    batches = list(micro_batches(len(members), recipe.sampling.micro_batch))
-    for turn in world.turns(batches):
-        rows = turn.rows
-        if not rows:
-            continue
+    turns = list(world.turns(list(micro_batches(len(members), recipe.sampling.micro_batch))))
+    texts = _prompt_rows(policy, prompts, images_per_prompt, turns)
+    leaving = _Leaving(policy, recipe.sampling.decode_batch, on_images)
+
+    def draw(rows: range) -> tuple[Tensor]:
         keys = [members[row] for row in rows]
-        images = ode_images(policy, recipe, keys, conditioning[rows.start : rows.stop], sigmas)
-        if turn.counts:
-            on_images(rows, images)
+        return (evaluation_noise(recipe.seed, keys, policy.latent_shape),)
+
+    with Ahead(draw, policy.device) as ahead:
+        for number, turn in enumerate(turns):
+            rows = turn.rows
+            if not rows:
+                continue
+            (x,) = ahead.get(rows, [t.rows for t in turns[number + 1 : number + 2] if t.rows])
+            x = _along_ode(
+                policy, x, texts[prompts_of(rows, images_per_prompt)], sigmas, leaving.look
+            )
+            if turn.counts:
+                leaving.add(rows, x)
+    leaving.flush()
 
 
 @torch.no_grad()
@@ -158,15 +173,76 @@ def ode_images(
     """Images (B, H, W, 3) uint8 of one micro-batch, keyed by (prompt index, member), along the ODE;
     `conditioning` has a row for each key."""
     x = evaluation_noise(recipe.seed, keys, policy.latent_shape).to(policy.device)
+    x = _along_ode(policy, x, conditioning, sigmas)
+    return policy.decode(x, recipe.sampling.decode_batch).images()
+
+
+def _along_ode(
+    policy: Policy,
+    x: Tensor,
+    conditioning: Conditioning,
+    sigmas: Tensor,
+    after_step: Callable[[], None] = lambda: None,
+) -> Tensor:
     for i in range(len(sigmas) - 1):
-        steps = torch.full((len(keys),), i, device=policy.device)
+        steps = torch.full((len(x),), i, device=policy.device)
         x = euler(x, policy.velocity(x, sigmas[steps], conditioning), sigmas[i], sigmas[i + 1])
-    return decode(policy, x, recipe.sampling.decode_batch)
+        after_step()
+    return x
 
 
-def decode(policy: Policy, x_0: Tensor, batch: int) -> Tensor:
-    """Images (B, H, W, 3) uint8, decoded in chunks: the VAE's activations dwarf the latents."""
-    return torch.cat([policy.decode(chunk) for chunk in x_0.split(batch)])
+class _Leaving:
+    """Micro-batches on their way out: one is decoded while the next is sampled, and leaves as soon as its
+    images are on the host."""
+
+    def __init__(self, policy: Policy, decode_batch: int, on_images: OnImages) -> None:
+        self._policy = policy
+        self._decode_batch = decode_batch
+        self._on_images = on_images
+        self._waiting: list[tuple[range, Decoded]] = []
+        self._watches: list[FiniteWatch] = []
+
+    def add(self, rows: range, x_0: Tensor, watch: FiniteWatch | None = None) -> None:
+        """Begins to decode. `watch` is asked when images are not finite, and at the end: asking it
+        sooner would wait for the device."""
+        self._waiting.append((rows, self._policy.decode(x_0, self._decode_batch)))
+        if watch is not None:
+            self._watches.append(watch)
+        self.look()
+        while len(self._waiting) > 1:
+            self._leave()
+
+    def look(self) -> None:
+        while self._waiting and self._waiting[0][1].is_ready():
+            self._leave()
+
+    def flush(self) -> None:
+        while self._waiting:
+            self._leave()
+        self._check()
+
+    def _leave(self) -> None:
+        rows, decoded = self._waiting.pop(0)
+        if not decoded.is_finite():
+            self._check()
+        self._on_images(rows, decoded.images())
+
+    def _check(self) -> None:
+        for watch in self._watches:
+            watch.check()
+
+
+def _prompt_rows(
+    policy: Policy, prompts: Sequence[Prompt], images_per_prompt: int, turns: Sequence[Turn]
+) -> PromptRows:
+    """Of the prompts, those of this rank's turns are looked up, in that order."""
+    order = [row // images_per_prompt for turn in turns for row in turn.rows]
+    return PromptRows(policy, [prompt.text for prompt in prompts], order)
+
+
+def prompts_of(rows: range, images_per_prompt: int) -> Tensor:
+    """(len(rows),) int64 on the CPU: which prompt each row belongs to."""
+    return torch.arange(rows.start, rows.stop) // images_per_prompt
 
 
 def _stack(steps: list[Tensor], like: Tensor) -> Tensor:

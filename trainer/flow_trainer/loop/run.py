@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from flow_trainer.loop.updates.loss_scale import LossScale, make_loss_scale
 from flow_trainer.loop.updates.optimizers import make_optimizer
 from flow_trainer.models.load import load_policy
 from flow_trainer.models.policy import Policy
+from flow_trainer.models.prompt_cache import Fit
 from flow_trainer.parallel.world import World
 from flow_trainer.recipe import Recipe, save_resolved
 from flow_trainer.recipe.prompts import Prompt, read_prompts
@@ -85,9 +86,10 @@ def open_run(
     policy = load_policy(
         recipe.model, device, with_reference=recipe.update.beta > 0, mesh=world.mesh
     )
-    policy.prepare_prompts([prompt.text for split in prompts.values() for prompt in split])
+    fit = policy.prepare_prompts([prompt.text for split in prompts.values() for prompt in split])
     u = recipe.update
     parameters = policy.trainable()
+    world.barrier()  # loading may take one rank longer than NCCL's first collective would wait
     if not world.lockstep:
         world.broadcast(parameters.values())
     elif u.optimizer != "adamw":
@@ -112,11 +114,8 @@ def open_run(
     if world.is_main:
         log = RunLog(folder, recipe, offsets=progress.log_offsets if progress else None)
         save_resolved(recipe, folder / "recipe.json")
-    if busy < 0.9:
-        log.say(
-            f"[yellow]{world.size} processes are busy {busy:.0%} of the time: let an update's "
-            f"{recipe.share} images be a multiple of {world.size} x sampling.micro_batch[/yellow]"
-        )
+    for warning in _warnings(recipe, world, busy, fit):
+        log.say(f"[yellow]{warning}[/yellow]")
     if progress is not None:
         scale.load_state_dict(progress.loss_scale)
         log.say(f"resuming after epoch {progress.epoch}")
@@ -151,6 +150,17 @@ def busy_share(recipe: Recipe, size: int) -> float:
             f"{max(recipe.share // size, 1)} or less, or start fewer processes"
         )
     return batches / (-(-batches // size) * size)
+
+
+def _warnings(recipe: Recipe, world: World, busy: float, fit: Fit) -> Iterator[str]:
+    """What costs time or memory without being wrong."""
+    if busy < 0.9:
+        yield (
+            f"{world.size} processes are busy {busy:.0%} of the time: let an update's {recipe.share} "
+            f"images be a multiple of {world.size} x sampling.micro_batch"
+        )
+    if not fit.fits:
+        yield fit.explain()
 
 
 def _averages(ema: Ema | None, old: Ema | None, sampler: Ema | None) -> dict[str, Ema]:

@@ -13,7 +13,8 @@ from flow_trainer.loop.rollout import rollout
 from flow_trainer.loop.run import Run
 from flow_trainer.loop.scoring import Job
 from flow_trainer.loop.updates.replay import reference_velocities
-from flow_trainer.models.conditioning import Conditioning
+from flow_trainer.models.conditioning import Rows
+from flow_trainer.models.prompt_rows import PromptRows
 from flow_trainer.recipe.prompts import Prompt, epoch_prompts
 
 
@@ -27,7 +28,7 @@ class Batch:
     """This rank's micro-batches (b, H, W, 3) uint8, of the rows `samples.rows`."""
     jobs: list[Job]
     samples: Trajectories
-    conditioning: Conditioning
+    conditioning: Rows
     """One row per prompt."""
     v_ref: dict[int, Tensor] | None
     """The reference's velocities, when there is a KL term."""
@@ -75,6 +76,8 @@ def _draw(run: Run, epoch: int, weights: AbstractContextManager[None], ahead: bo
         # the weights are still those of the last finished epoch
         run.save()
         raise
-    conditioning = run.policy.encode([prompt.text for prompt in prompts])
+    conditioning = PromptRows(
+        run.policy, [prompt.text for prompt in prompts], [row // group for row in samples.rows]
+    )
     v_ref = reference_velocities(run.policy, recipe, epoch, samples, conditioning, run.world)
     return Batch(epoch, int(ahead), prompts, images, jobs, samples, conditioning, v_ref)

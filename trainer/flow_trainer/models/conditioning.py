@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+
+
+class Rows(Protocol):
+    """Conditioning of many prompts, by number."""
+
+    def __getitem__(self, prompts: Tensor, /) -> Conditioning:
+        """`prompts` (B,) int64 on the CPU."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

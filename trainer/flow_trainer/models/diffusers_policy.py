@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,14 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
-from flow_trainer.errors import ConfigError, NonFiniteError
+from flow_trainer.errors import ConfigError
 from flow_trainer.models.conditioning import Conditioning
+from flow_trainer.models.decoding import Decoded, Decoder, channels_last
 from flow_trainer.models.families.family import Family
 from flow_trainer.models.families.scheduler import check_scheduler
 from flow_trainer.models.flops import FlopsByText, forward_flops
 from flow_trainer.models.policy import Work
-from flow_trainer.models.prompt_cache import PromptCache
+from flow_trainer.models.prompt_cache import Fit, PromptCache
 from flow_trainer.models.tuning import Tuning, as_float32
 from flow_trainer.recipe import Model
 
@@ -57,6 +59,8 @@ class DiffusersPolicy:
         pipeline.transformer = transformer
         # The VAE is float32: half precision visibly changes what the reward sees.
         self._vae: Any = as_float32(self._pipeline.vae).requires_grad_(False).eval()
+        if device.type == "cuda":
+            channels_last(self._vae)
         factor = self._pipeline.vae_scale_factor
         if config.height % (2 * factor) or config.width % (2 * factor):
             raise ConfigError(
@@ -72,7 +76,8 @@ class DiffusersPolicy:
         self._tuning = Tuning(
             transformer, config, family.lora_targets, with_reference=with_reference, mesh=mesh
         )
-        self._prompts = PromptCache(self._encode, config.prompt_cache_gb)
+        self._prompts = PromptCache(self._encode, config.prompt_cache_gb, self._with_encoders)
+        self._decoder = Decoder(self._pixels, device, lambda: self._on_device(self._vae))
         self._empty: Conditioning | None = None
 
     def sigmas(self, num_steps: int) -> Tensor:
@@ -81,37 +86,41 @@ class DiffusersPolicy:
             self._pipeline.scheduler.config, num_steps, (height // 2) * (width // 2)
         )
 
-    def prepare_prompts(self, prompts: list[str]) -> bool:
-        if not self._prompts.fill([*prompts, ""] if self._has_null else prompts):
-            return False
+    def prepare_prompts(self, prompts: list[str]) -> Fit:
+        fit = self._prompts.fill([*prompts, ""] if self._has_null else prompts)
+        if not fit.fits:
+            return fit
         for name in self._family.text_encoders:
             setattr(self._pipeline, name, None)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        return True
+        return fit
 
-    def encode(self, prompts: list[str]) -> Conditioning:
-        return self._prompts.get(prompts).to(self.device)
+    def encode(self, prompts: list[str], ahead: Sequence[str] = ()) -> Conditioning:
+        return self._prompts.get(prompts, ahead).to(self.device)
 
     @torch.no_grad()
     def _encode(self, prompts: list[str]) -> Conditioning:
         if getattr(self._pipeline, self._family.text_encoders[0]) is None:
             raise RuntimeError(f"text encoders are released and {prompts[0]!r} is not cached")
-        encoders = [getattr(self._pipeline, name) for name in self._family.text_encoders]
-        with self._on_device(*encoders):
-            return self._family.encode(self._pipeline, self._config, prompts, self.device)
+        return self._family.encode(self._pipeline, self._config, prompts, self.device)
+
+    def _with_encoders(self) -> AbstractContextManager[None]:
+        return self._on_device(*(getattr(self._pipeline, n) for n in self._family.text_encoders))
 
     @contextmanager
     def _on_device(self, *modules: nn.Module | None) -> Iterator[None]:
-        """Inside, offloaded modules visit the policy's device."""
+        """Inside, offloaded modules visit the policy's device. Their tensors in host memory stay there
+        meanwhile, so that nothing is copied back."""
         visitors = [m for m in modules if m is not None] if self._config.offload else []
-        for module in visitors:
-            module.to(self.device)
+        at_home = [(t, t.data) for m in visitors for t in chain(m.parameters(), m.buffers())]
+        for tensor, data in at_home:
+            tensor.data = data.to(self.device)
         try:
             yield
         finally:
-            for module in visitors:
-                module.to("cpu")
+            for tensor, data in at_home:
+                tensor.data = data
 
     @property
     def _has_null(self) -> bool:
@@ -155,19 +164,13 @@ class DiffusersPolicy:
         self._rows.clear()
         return Work(tokens, flops)
 
-    @torch.no_grad()
-    def decode(self, x_0: Tensor) -> Tensor:
+    def decode(self, x_0: Tensor, batch: int) -> Decoded:
+        return self._decoder.start(x_0, batch)
+
+    def _pixels(self, x_0: Tensor) -> Tensor:
         z = self._family.unscale(self._vae, x_0.float())
-        with self._on_device(self._vae):
-            pixels = self._vae.decode(z, return_dict=False)[0]
-        if pixels.ndim == 5:
-            pixels = pixels[:, :, 0]  # a video VAE: one frame
-        if not pixels.isfinite().all():
-            raise NonFiniteError(
-                "decoded pixels are not finite although the latents are: the VAE's weights are broken"
-            )
-        pixels = (pixels * 127.5 + 127.5).round().clamp(0, 255)
-        return pixels.to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu()
+        pixels = self._vae.decode(z, return_dict=False)[0]
+        return pixels[:, :, 0] if pixels.ndim == 5 else pixels  # a video VAE: one frame
 
     def trainable(self) -> dict[str, nn.Parameter]:
         return self._tuning.trainable

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from flow_trainer.models.conditioning import Conditioning
+from flow_trainer.models.decoding import Decoded
+from flow_trainer.models.prompt_cache import Fit
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,21 +39,22 @@ class Policy(Protocol):
         """(num_steps + 1,) float32 on the CPU, from 1 down to 0."""
         ...
 
-    def prepare_prompts(self, prompts: list[str]) -> bool:
-        """Encodes prompts into host memory and frees the text encoders; False, and the encoders stay,
-        when model.prompt_cache_gb is too small for them."""
+    def prepare_prompts(self, prompts: list[str]) -> Fit:
+        """Encodes prompts into host memory and frees the text encoders. When model.prompt_cache_gb is
+        too small for all of them, the encoders stay, and little more than nothing is encoded."""
         ...
 
-    def encode(self, prompts: list[str]) -> Conditioning:
-        """Conditioning on `device`, from the cache where possible."""
+    def encode(self, prompts: list[str], ahead: Sequence[str] = ()) -> Conditioning:
+        """Conditioning on `device`, from the cache where possible. `ahead`: prompts that are asked for
+        next; they may be encoded with these."""
         ...
 
     def velocity(self, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
         """v (B, C, h, w) float32 at noise levels sigma (B,), guidance applied."""
         ...
 
-    def decode(self, x_0: Tensor) -> Tensor:
-        """Images (B, H, W, 3) uint8 on the CPU."""
+    def decode(self, x_0: Tensor, batch: int) -> Decoded:
+        """Begins to decode images, `batch` at a time."""
         ...
 
     def take_work(self) -> Work:

@@ -13,10 +13,12 @@ from flow_trainer.algorithm.noise import forward_noise, forward_steps
 from flow_trainer.algorithm.objectives.awm import awm_objective
 from flow_trainer.algorithm.objectives.nft import Noised, nft_objective
 from flow_trainer.algorithm.trajectory import Trajectories
+from flow_trainer.loop.ahead import Ahead
+from flow_trainer.loop.rollout import prompts_of
 from flow_trainer.loop.updates.descend import UpdateStats, descend
 from flow_trainer.loop.updates.loss_scale import LossScale
-from flow_trainer.loop.updates.replay import prompts_of
-from flow_trainer.models.conditioning import Conditioning
+from flow_trainer.loop.updates.replay import step_chunks
+from flow_trainer.models.conditioning import Rows
 from flow_trainer.models.policy import Policy
 from flow_trainer.parallel.world import ALONE, World
 from flow_trainer.recipe import Recipe
@@ -42,7 +44,7 @@ def update_forward(
     recipe: Recipe,
     epoch: int,
     samples: Trajectories,
-    conditioning: Conditioning,
+    conditioning: Rows,
     advantages: Advantages,
     ready: Callable[[int], None] | None = None,
     world: World = ALONE,
@@ -59,9 +61,22 @@ def update_forward(
     values = advantages.values.flatten()
     used = advantages.used.flatten()
 
+    steps = list(range(recipe.forward_steps))
+    chunks = [tuple(chunk) for chunk in step_chunks(steps, recipe.update.steps_per_forward)]
+
+    def draw(key: tuple[range, tuple[int, ...]]) -> tuple[Tensor]:
+        rows, offsets = key
+        keys = samples.keys[samples.at(rows)]
+        noise = forward_noise(recipe.seed, epoch, keys, policy.latent_shape, offsets)
+        return (noise.flatten(0, 1),)
+
     def loss(rows: range, offsets: list[int], update: int, stats: UpdateStats) -> Tensor:
         batch = slice(rows.start, rows.stop)
-        step, v_ref = _noised(policy, old, recipe, epoch, samples, conditioning, rows, offsets)
+        left = chunks[chunks.index(tuple(offsets)) + 1 :]
+        (noise,) = ahead.get((rows, tuple(offsets)), [(rows, chunk) for chunk in left])
+        step, v_ref = _noised(
+            policy, old, recipe, epoch, samples, conditioning, rows, offsets, noise
+        )
         repeat = len(offsets)
         advantage = values[batch].to(step.v).repeat_interleave(repeat)
         objective, diagnostics = OBJECTIVES[recipe.update.objective](recipe, step, advantage)
@@ -78,8 +93,10 @@ def update_forward(
         stats.add({**diagnostics, "loss": objective.detach()}, len(objective))
         return torch.where(kept, objective, 0.0).sum()
 
-    steps = list(range(recipe.forward_steps))
-    descend(policy, optimizer, ema, recipe, epoch, steps, used, loss, stats, ready, world, scale)
+    with Ahead(draw, policy.device) as ahead:
+        descend(
+            policy, optimizer, ema, recipe, epoch, steps, used, loss, stats, ready, world, scale
+        )
     if stats.updates:
         old.update(stats.updates)
     return stats
@@ -91,22 +108,21 @@ def _noised(
     recipe: Recipe,
     epoch: int,
     samples: Trajectories,
-    conditioning: Conditioning,
+    conditioning: Rows,
     rows: range,
     offsets: list[int],
+    noise: Tensor,
 ) -> tuple[Noised, Tensor | None]:
     """Rows at their noise levels number `offsets`, sample-major, and the reference's velocity there
     when there is a KL term."""
     keys = samples.keys[samples.at(rows)]
     device, repeat = samples.x_0.device, len(offsets)
     x_0 = samples.x_0[samples.at(rows)].repeat_interleave(repeat, 0)
-    noise = forward_noise(recipe.seed, epoch, keys, policy.latent_shape, offsets)
-    noise = noise.flatten(0, 1).to(device)
     steps = forward_steps(recipe.seed, epoch, keys, recipe.sampling.num_steps)[:, offsets]
     sigma = samples.sigmas[steps.flatten().to(device)]
     column = sigma.view(-1, *[1] * (x_0.ndim - 1))
     x_t = (1 - column) * x_0 + column * noise
-    texts = conditioning[prompts_of(recipe, rows, device)].repeat(repeat)
+    texts = conditioning[prompts_of(rows, recipe.sampling.group_size)].repeat(repeat)
     with torch.no_grad(), old.swapped():
         v_old = policy.velocity(x_t, sigma, texts)
     v_ref = None

@@ -14,8 +14,8 @@ from torch import Tensor
 from flow_trainer.algorithm.dynamics import Transition
 from flow_trainer.algorithm.objectives.clip import Replayed
 from flow_trainer.algorithm.trajectory import Trajectories
-from flow_trainer.loop.rollout import micro_batches, shares
-from flow_trainer.models.conditioning import Conditioning
+from flow_trainer.loop.rollout import micro_batches, prompts_of, shares
+from flow_trainer.models.conditioning import Conditioning, Rows
 from flow_trainer.models.policy import Policy
 from flow_trainer.parallel.world import ALONE, World
 from flow_trainer.recipe import Recipe
@@ -56,14 +56,14 @@ class Replay:
 def make_replay(
     recipe: Recipe,
     samples: Trajectories,
-    conditioning: Conditioning,
+    conditioning: Rows,
     rows: range,
     offsets: list[int],
 ) -> Replay:
     """Rows are sample-major: sample b at offsets[0], at offsets[1], ..., then the next sample."""
     batch = samples.at(rows)
     device = samples.latents.device
-    prompts = prompts_of(recipe, rows, device)
+    prompts = prompts_of(rows, recipe.sampling.group_size)
     steps = torch.tensor([samples.window[j] for j in offsets], device=device)
     return Replay(
         rows,
@@ -78,19 +78,13 @@ def make_replay(
     )
 
 
-def prompts_of(recipe: Recipe, rows: range, device: torch.device) -> Tensor:
-    """(len(rows),) int64: which of the epoch's prompts each row belongs to."""
-    # made on the device: a list would have to be waited for
-    return torch.arange(rows.start, rows.stop, device=device) // recipe.sampling.group_size
-
-
 @torch.no_grad()
 def reference_velocities(
     policy: Policy,
     recipe: Recipe,
     epoch: int,
     samples: Trajectories,
-    conditioning: Conditioning,
+    conditioning: Rows,
     world: World = ALONE,
 ) -> dict[int, Tensor] | None:
     """The reference policy's velocity (B, C, h, w) at every trained step of `samples`, by offset;

@@ -19,7 +19,7 @@ from flow_trainer.loop.rollout import transition
 from flow_trainer.loop.updates.descend import UpdateStats, descend
 from flow_trainer.loop.updates.loss_scale import LossScale
 from flow_trainer.loop.updates.replay import Replay, compare, make_replay, trained_steps
-from flow_trainer.models.conditioning import Conditioning
+from flow_trainer.models.conditioning import Rows
 from flow_trainer.models.policy import Policy
 from flow_trainer.parallel.world import ALONE, World
 from flow_trainer.recipe import Recipe
@@ -38,7 +38,7 @@ def update_policy(
     recipe: Recipe,
     epoch: int,
     samples: Trajectories,
-    conditioning: Conditioning,
+    conditioning: Rows,
     advantages: Advantages,
     v_ref: dict[int, Tensor] | None = None,
     ready: Callable[[int], None] | None = None,
