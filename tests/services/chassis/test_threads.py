@@ -37,9 +37,9 @@ async def test_the_pool_runs_one_thread_of_torch_each_and_the_device_its_own_num
     settings = ServiceSettings(device="cpu", prepare_threads=4)
     async with RewardService("fake", Counting(FakeSettings()), settings) as service:
         answers = await asyncio.gather(*(service.score(raw_request(i)) for i in range(8)))
-    scores = [answer.results[0].score for answer in answers]
-    assert {score.value for score in scores} == {1.0}
-    assert {score.scores["device"] for score in scores} == {3.0}
+    found = [_score(answer) for answer in answers]
+    assert {score.value for score in found} == {1.0}
+    assert {score.scores["device"] for score in found} == {3.0}
 
 
 def test_the_operators_numbers_stay():
@@ -53,7 +53,9 @@ def test_the_operators_numbers_stay():
 class Waiting(FakeScorer):
     """Waits for an engine, of which each item needs the other's batch to be there too."""
 
-    parallel_batches = 2
+    @property
+    def parallel_batches(self):
+        return 2
 
     def __init__(self, settings):
         super().__init__(settings)
@@ -71,4 +73,10 @@ async def test_batches_of_a_scorer_that_waits_elsewhere_do_not_wait_for_each_oth
     settings = ServiceSettings(device="cpu", max_batch_items=1)
     async with RewardService("fake", Waiting(FakeSettings()), settings) as service:
         answers = await asyncio.gather(*(service.score(raw_request(i)) for i in range(4)))
-    assert [answer.results[0].score.value for answer in answers] == [1.0] * 4
+    assert [_score(answer).value for answer in answers] == [1.0] * 4
+
+
+def _score(answer) -> ItemScore:
+    (result,) = answer.results
+    assert result.score is not None
+    return result.score

@@ -192,6 +192,16 @@ def test_objective_stops_at_the_clip() -> None:
     assert (log_prob.grad != 0).tolist() == [False, True, True, False]
 
 
+def test_ema_repeats_are_applications_to_the_same_weights() -> None:
+    once, thrice = (ema_rule(0.9, 8, repeats) for repeats in (1, 3))
+    assert once(6) == thrice(6) == 1.0
+    for k in (7, 15, 239):
+        average, weight, d = 0.0, 1.0, once(k)
+        for _ in range(3):
+            average = d * average + (1 - d) * weight
+        assert average == pytest.approx(1 - thrice(k))
+
+
 def test_ema_swaps_back_after_an_exception() -> None:
     parameter = torch.nn.Parameter(torch.zeros(3))
     ema = Ema({"w": parameter}, ema_rule(0.9, 1))

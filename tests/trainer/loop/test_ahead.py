@@ -79,7 +79,8 @@ def test_channels_last_changes_the_layout_of_convolutions_and_not_what_they_comp
     z = torch.randn(2, 4, 8, 8)
     plain = vae(z)
     channels_last(vae)
-    assert vae[0].weight.is_contiguous(memory_format=torch.channels_last)
+    weight = next(vae.parameters())
+    assert weight.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(vae(z), plain, atol=1e-5, rtol=1e-5)
 
 

@@ -15,7 +15,7 @@ from torch import nn
 from flow_trainer.errors import ConfigError
 from flow_trainer.loop.updates.optimizers import make_optimizer
 from flow_trainer.models import kernels
-from flow_trainer.models.kernels import compile_blocks, use_attention
+from flow_trainer.models.kernels import compile_blocks, compiles, use_attention
 from flow_trainer.models.load import load_policy
 from flow_trainer.models.policy import Policy
 from flow_trainer.recipe import Model, Update
@@ -129,6 +129,19 @@ def test_compiled_blocks_serve_rollout_and_replay(
     torch.testing.assert_close(sampled, velocity(plain), atol=1e-6, rtol=1e-5)
     replayed.square().sum().backward()
     assert all(p.grad is not None for p in policy.trainable().values())
+
+
+def test_auto_compiles_on_a_gpu_with_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda, sd3 = torch.device("cuda"), Model(path="m")
+    assert not compiles(sd3, CPU)
+    assert compiles(Model(path="m", compile=True), CPU)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(kernels, "has_compiler", lambda: True)
+    assert compiles(sd3, cuda)
+    assert not compiles(Model(path="m", compile=False), cuda)
+    assert not compiles(Model(path="m", family="qwen_image"), cuda)
+    monkeypatch.setattr(kernels, "has_compiler", lambda: False)
+    assert not compiles(sd3, cuda)
 
 
 def test_offloaded_modules_visit_the_device_and_their_memory_stays(load_tiny: LoadTiny) -> None:

@@ -16,10 +16,11 @@ Rule = Callable[[int], float]
 """Decay d after k optimizer steps; 1 leaves the average as it is."""
 
 
-def ema_rule(decay: float, interval: int) -> Rule:
-    """d = min((1 + k) / (10 + k), decay) whenever (k + 1) % interval == 0 (flow_grpo's rule, applied
-    once per such step)."""
-    return lambda k: 1.0 if (k + 1) % interval else min((1 + k) / (10 + k), decay)
+def ema_rule(decay: float, interval: int, repeats: int = 1) -> Rule:
+    """d = min((1 + k) / (10 + k), decay) ** repeats whenever (k + 1) % interval == 0. flow_grpo's trainer
+    applies its rule in every micro-batch of gradient accumulation between two optimizer steps, to the
+    same weights: `repeats` is their number."""
+    return lambda k: 1.0 if (k + 1) % interval else min((1 + k) / (10 + k), decay) ** repeats
 
 
 def old_policy_rule(start: int, rate: float, maximum: float) -> Rule:

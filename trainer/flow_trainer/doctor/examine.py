@@ -9,6 +9,7 @@ from pathlib import Path
 from flow_trainer.doctor.checks import Check, attempt
 from flow_trainer.doctor.device import check_arithmetic, check_device, check_memory
 from flow_trainer.doctor.estimate import forwards, trained_parameters
+from flow_trainer.doctor.host import check_host
 from flow_trainer.doctor.services import check_reward
 from flow_trainer.errors import ConfigError, TrainerError
 from flow_trainer.loop.ratio import measure_ratio
@@ -36,6 +37,7 @@ def examine(recipe: Recipe, folder: Path, gpus: int = 1) -> Iterator[Check]:
     yield _check_disk(recipe, folder)
     if not device.ok:
         return
+    yield from check_host(recipe, gpus)
     memory = check_memory(recipe, gpus)
     yield memory
     yield check_arithmetic(pick_device(recipe.device))

@@ -21,6 +21,9 @@ from flow_trainer.record.runlog import image_grid
 from flow_trainer.record.scores import Scores
 from flow_trainer.record.throughput import peak_flops, peak_memory_gb, reset_peak_memory, speed
 
+MISSING_SHARE = 0.01
+"""Of an epoch's or an evaluation's samples: more without a score are worth a line on the console."""
+
 
 def restart_meters(run: Run) -> None:
     run.policy.take_work()
@@ -70,6 +73,8 @@ def log_epoch(
             f"[yellow]epoch {epoch + 1}: the on-policy ratio is off by {stats.ratio_error:.1e} "
             f"(tolerance {tolerance:.1e}); run `flow-grpo doctor`[/yellow]"
         )
+    if (missing := missing_scores(scores)) is not None:
+        run.log.say(f"[yellow]epoch {epoch + 1}: {missing}[/yellow]")
     failures = scores.failures()
     run.log.metrics(
         "train",
@@ -93,6 +98,18 @@ def log_epoch(
     )
     hashes = _image_hashes(run, batch)
     run.log.audit(audit_rows(epoch + 1, batch.prompts, hashes, scores, advantages))
+
+
+def missing_scores(scores: Scores) -> str | None:
+    """What is said of more than MISSING_SHARE of samples without a score; None of fewer."""
+    count, failed = len(scores.valid), int((~scores.valid).sum())
+    if failed <= MISSING_SHARE * count:
+        return None
+    reasons = ", ".join(f"{name} {number}" for name, number in scores.failures().items())
+    message = f"{failed} of {count} samples have no score and are left out ({reasons})"
+    if any(name.endswith((".DEADLINE", ".DEADLINE_UNREACHABLE")) for name in scores.failures()):
+        message += "; start more replicas of the slow reward, or raise scoring.timeout_s"
+    return message
 
 
 def _scaling(run: Run, stats: UpdateStats) -> dict[str, float]:

@@ -23,7 +23,8 @@ Hold = Callable[[list[str]], Callable[[], None]]
 class Evaluation:
     scores: Scores
     images: np.ndarray
-    """(N, H, W, 3) uint8, prompt-major; of several ranks, only the first has them."""
+    """(N, H, W, 3) uint8, prompt-major; of several ranks, only the first has them. Empty when nobody
+    asked for them."""
     prompts: list[str]
     """One per image."""
 
@@ -54,17 +55,19 @@ def evaluate(
     num_steps: int | None = None,
     world: World = ALONE,
     hold: Hold | None = None,
+    keep_images: bool = True,
 ) -> Evaluation:
     """Scores `images_per_prompt` images of each prompt with the weights the policy has now. `hold` is
-    told of an outage; see `Scorer.collect`."""
+    told of an outage; see `Scorer.collect`. `keep_images`: gathers them on the first rank."""
     images: list[torch.Tensor] = []
     jobs: list[Job] = []
     drawn: list[int] = []
     expanded = [prompt for prompt in prompts for _ in range(images_per_prompt)]
 
     def on_images(rows: range, batch: torch.Tensor) -> None:
-        images.append(batch)
-        drawn.extend(rows)
+        if keep_images:
+            images.append(batch)
+            drawn.extend(rows)
         jobs.append(scorer.submit(rows, batch, expanded[rows.start : rows.stop]))
 
     generate(
@@ -80,6 +83,6 @@ def evaluate(
     scores.require_one()
     return Evaluation(
         scores=scores,
-        images=world.gather_rows(drawn, stack_images(images)),
+        images=world.gather_rows(drawn, stack_images(images)) if keep_images else stack_images([]),
         prompts=[prompt.text for prompt in expanded],
     )

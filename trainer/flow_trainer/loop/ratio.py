@@ -41,8 +41,8 @@ class RatioReport:
                 "update.steps_per_forward = 1, or model.dtype = 'float32'"
             )
         return found + (
-            "two identical forwards differ; look for dropout, training mode or non-deterministic "
-            "kernels, or raise precision with model.dtype = 'float32'"
+            "two identical forwards differ; set model.compile = false, look for dropout, training mode or "
+            "non-deterministic kernels, or raise precision with model.dtype = 'float32'"
         )
 
 

@@ -80,8 +80,8 @@ def open_run(
         for split, path in recipe.prompts.model_dump().items()
         if path is not None
     }
-    scorer = Scorer(recipe.rewards, recipe.scoring, world)
-    scorer.wait_ready(recipe.scoring.outage_wait_s if resume else recipe.scoring.timeout_s)
+    scorer = Scorer(recipe.rewards, recipe.scoring, world, recipe.images_per_epoch)
+    scorer.wait_ready(recipe.scoring.outage_wait_s if resume else scorer.timeout_s)
     torch.manual_seed(recipe.seed)  # LoRA's initial weights
     policy = load_policy(
         recipe.model, device, with_reference=recipe.update.beta > 0, mesh=world.mesh
@@ -101,7 +101,7 @@ def open_run(
     scale = make_loss_scale(policy, recipe)
     ema = old = sampler = None
     if recipe.ema.enabled:
-        ema = Ema(parameters, ema_rule(recipe.ema.decay, recipe.ema.interval))
+        ema = Ema(parameters, ema_rule(recipe.ema.decay, recipe.ema.interval, recipe.ema.repeats))
     if u.forward_process:
         f = recipe.forward
         old = Ema(parameters, old_policy_rule(f.old_start, f.old_rate, f.old_max))

@@ -58,18 +58,27 @@ class Scorer:
     then called by all ranks together, and wait on their status group.
     """
 
-    def __init__(self, rewards: dict[str, Reward], scoring: Scoring, world: World = ALONE) -> None:
+    def __init__(
+        self,
+        rewards: dict[str, Reward],
+        scoring: Scoring,
+        world: World = ALONE,
+        images_per_epoch: int = 0,
+    ) -> None:
+        """`images_per_epoch`: by which samples' time is measured where the recipe does not say."""
         self._config = scoring
         self._world = world
         self.traffic = Traffic()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="scoring", daemon=True)
         self._thread.start()
+        self.timeout_s = scoring.deadline_s(images_per_epoch)
         self._clients = {
             name: AsyncRewardClient(
                 reward.url,
                 token=_token(name, reward),
-                timeout_s=scoring.timeout_s,
+                timeout_s=self.timeout_s,
+                attempt_timeout_s=scoring.attempt_timeout_s or self.timeout_s,
                 encoding=scoring.encoding,
             )
             for name, reward in rewards.items()

@@ -34,9 +34,10 @@ def evaluate_checkpoint(
     if path is None:
         raise ConfigError(f"the recipe has no prompts.{split}")
     prompts = read_prompts(path)
-    scorer = Scorer(recipe.rewards, recipe.scoring)
+    images = max(recipe.images_per_epoch, len(prompts) * images_per_prompt)
+    scorer = Scorer(recipe.rewards, recipe.scoring, images_per_epoch=images)
     try:
-        scorer.wait_ready(recipe.scoring.timeout_s)
+        scorer.wait_ready(scorer.timeout_s)
         policy = load_policy(recipe.model, pick_device(recipe.device), with_reference=False)
         if checkpoint is not None:
             load_weights(policy, checkpoint)

@@ -18,6 +18,7 @@ from flow_trainer.loop.epoch_log import (
     log_epoch,
     log_grid,
     meters,
+    missing_scores,
     restart_meters,
     write_summary,
 )
@@ -162,7 +163,9 @@ def _validate(run: Run, epoch: int) -> None:
             run.recipe.evaluation.images_per_prompt,
             world=run.world,
             hold=partial(_hold_evaluation, run),
+            keep_images=False,
         )
+    _say_missing(run, f"validation after epoch {epoch}", result)
     run.progress.reward_wait_seconds += result.scores.wait_s
     score = result.scores.mean()
     best = run.progress.best_score
@@ -187,11 +190,17 @@ def _heldout(run: Run, name: str) -> Evaluation | None:
         world=run.world,
         hold=partial(_hold_evaluation, run),
     )
+    _say_missing(run, f"held-out prompts, {name} training", result)
     if run.world.is_main:
         _keep_heldout(run.folder / "heldout", name, result)
     run.log.metrics(f"heldout_{name}", run.progress.epoch, result.summary())
     run.log.say(f"held-out prompts, {name} training: {_format(result.scores.mean())}")
     return result
+
+
+def _say_missing(run: Run, what: str, result: Evaluation) -> None:
+    if (missing := missing_scores(result.scores)) is not None:
+        run.log.say(f"[yellow]{what}: {missing}[/yellow]")
 
 
 def _keep_heldout(folder: Path, name: str, result: Evaluation) -> None:

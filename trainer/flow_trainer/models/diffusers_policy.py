@@ -23,6 +23,7 @@ from flow_trainer.models.decoding import Decoded, Decoder, channels_last
 from flow_trainer.models.families.family import Family
 from flow_trainer.models.families.scheduler import check_scheduler
 from flow_trainer.models.flops import FlopsByText, forward_flops
+from flow_trainer.models.kernels import compiles
 from flow_trainer.models.policy import Work
 from flow_trainer.models.prompt_cache import Fit, PromptCache
 from flow_trainer.models.tuning import Tuning, as_float32
@@ -45,6 +46,7 @@ class DiffusersPolicy:
         """`pipeline`: an instance of the family's, instead of the one at config.path."""
         self.device = device
         self._family = family
+        config = config.model_copy(update={"compile": compiles(config, device)})
         self._config = config
         self.dtype = _dtype(config, device)
         if pipeline is None:

@@ -3,13 +3,18 @@ which rollout and replay share, so that the ratio of an unchanged policy stays 1
 
 from __future__ import annotations
 
+import os
+import shutil
+from importlib.util import find_spec
 from typing import Any
 
+import torch
 from diffusers.models.attention_dispatch import attention_backend
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flow_trainer.errors import ConfigError
+from flow_trainer.recipe import Model
 
 OF_TORCH = {
     "native_flash": SDPBackend.FLASH_ATTENTION,
@@ -58,6 +63,21 @@ class _OneKernel:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         with sdpa_kernel(self._kernel):
             return self._processor(*args, **kwargs)
+
+
+def compiles(config: Model, device: torch.device) -> bool:
+    """What model.compile means on `device`. Blocks are compiled for one length of text, so that of a
+    family whose texts differ auto is no."""
+    if config.compile != "auto":
+        return config.compile
+    is_gpu = device.type == "cuda" and torch.cuda.is_available()
+    return is_gpu and config.family != "qwen_image" and has_compiler()
+
+
+def has_compiler() -> bool:
+    """Triton builds the launcher of every kernel with a C compiler."""
+    names = (os.environ.get("CC"), "gcc", "clang", "cc")
+    return find_spec("triton") is not None and any(shutil.which(name) for name in names if name)
 
 
 def compile_blocks(transformer: nn.Module) -> None:

@@ -42,7 +42,7 @@ class Tuning:
             if with_reference:
                 self._reference = copy.deepcopy(transformer)
             as_float32(transformer).requires_grad_(True)
-        if config.compile:
+        if config.compile is True:
             for module in filter(None, (transformer, self._reference)):
                 compile_blocks(module)
         self._class = type(transformer)

@@ -53,8 +53,9 @@ class Model(Section):
     published Flow-GRPO adapters) or an adapter/ of a run. Its rank and targets count. The reference
     of a KL term stays the model without it."""
     gradient_checkpointing: bool = False
-    compile: bool = False
-    """torch.compile of the transformer's blocks, the same for sampling and replay."""
+    compile: Literal["auto"] | bool = "auto"
+    """torch.compile of the transformer's blocks, the same for sampling and replay. auto: on a GPU where
+    Triton finds a C compiler, for families whose texts are all equally long (not Qwen-Image)."""
     attention: Literal[
         "native",
         "native_flash",

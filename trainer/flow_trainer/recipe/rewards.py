@@ -8,6 +8,10 @@ from pydantic import Field
 
 from flow_trainer.recipe.section import Section
 
+LEAST_TIMEOUT_S = 120.0
+SECONDS_PER_IMAGE = 0.5
+"""A reward that scores two images a second is done with an epoch's, all sent at once."""
+
 
 class Reward(Section):
     url: str | list[str]
@@ -22,8 +26,11 @@ class Reward(Section):
 
 
 class Scoring(Section):
-    timeout_s: float = Field(default=120.0, gt=0)
-    """Per sample, all retries included; a later score is masked."""
+    timeout_s: float | None = Field(default=None, gt=0)
+    """Per sample from the moment it is sent, all retries and all queueing included; a later score is
+    masked. Default: half a second for each of the epoch's images, at least 120 s."""
+    attempt_timeout_s: float | None = Field(default=None, gt=0)
+    """Per attempt; a service that takes longer is asked again. Default: timeout_s."""
     min_group: int = Field(default=2, ge=2)
     """Groups with fewer scored members are dropped from the update."""
     outage_wait_s: float = Field(default=3600.0, ge=0)
@@ -33,6 +40,12 @@ class Scoring(Section):
     """What goes on while rewards score. sampling: the rest of the epoch's sampling. updates: also the
     updates, each of which waits for its own share's scores only; same result. epoch: also the next
     epoch's sampling, whose samples are then one update old when they are trained on."""
+
+    def deadline_s(self, images: int = 0) -> float:
+        """Seconds that a sample of an epoch of `images` has."""
+        if self.timeout_s is not None:
+            return self.timeout_s
+        return max(LEAST_TIMEOUT_S, SECONDS_PER_IMAGE * images)
 
 
 class Advantage(Section):

@@ -77,3 +77,6 @@ class Ema(Section):
     decay: float = Field(default=0.9, ge=0, lt=1)
     interval: int = Field(default=8, ge=1)
     """Optimizer steps between EMA updates."""
+    repeats: int = Field(default=1, ge=1)
+    """How often an EMA update is applied: flow_grpo's trainer applies each one once per micro-batch of
+    gradient accumulation."""
