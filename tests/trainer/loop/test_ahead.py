@@ -18,12 +18,13 @@ from flow_trainer.models.decoding import Decoded, Decoder, channels_last
 CPU = torch.device("cpu")
 
 
-def test_noise_drawn_ahead_is_the_same_bit_for_bit() -> None:
+@pytest.mark.parametrize("beside", [False, True])
+def test_noise_drawn_ahead_is_the_same_bit_for_bit(beside: bool) -> None:
     def draw(rows: range) -> tuple[Tensor, Tensor]:
         return sample_noise(7, 3, [(row // 2, row % 2) for row in rows], (2, 4, 4), 3)
 
     batches = [range(0, 3), range(3, 6), range(6, 7)]
-    with Ahead(draw, CPU) as ahead:
+    with Ahead(draw, CPU, beside=beside) as ahead:
         for number, rows in enumerate(batches):
             found = ahead.get(rows, batches[number + 1 : number + 2])
             assert all(torch.equal(*pair) for pair in zip(found, draw(rows), strict=True))
@@ -38,7 +39,7 @@ def test_what_follows_is_drawn_in_another_thread_before_it_is_asked_for() -> Non
         drawn[key].set()
         return (torch.tensor(key),)
 
-    with Ahead(draw, CPU) as ahead:
+    with Ahead(draw, CPU, beside=True) as ahead:
         ahead.get(1, [2])
         assert drawn[2].wait(20)
         drawn[2].clear()
@@ -51,7 +52,7 @@ def test_an_error_while_drawing_reaches_who_asks() -> None:
     def draw(key: int) -> tuple[Tensor]:
         raise ValueError(f"no {key}")
 
-    with Ahead(draw, CPU) as ahead, pytest.raises(ValueError, match="no 1"):
+    with Ahead(draw, CPU, beside=True) as ahead, pytest.raises(ValueError, match="no 1"):
         ahead.get(1, [2])
 
 

@@ -110,9 +110,9 @@ def test_rows_are_encoded_for_the_micro_batches_of_this_process_only() -> None:
     cache, encoder = cache_of(rows=100)
     policy: Any = type("P", (), {"encode": staticmethod(cache.get)})
     rows = PromptRows(policy, WORDS, order=[4, 4, 8, 8])
-    first = rows[torch.tensor([4, 4, 8])]
+    first = rows[[4, 4, 8]]
     assert numbers(first) == [4, 4, 8]
-    assert rows[torch.tensor([4, 4, 8])] is first  # of the next step of the same micro-batch
-    assert numbers(rows[torch.tensor([8])]) == [8]
+    assert rows[[4, 4, 8]] is first  # of the next step of the same micro-batch
+    assert numbers(rows[[8]]) == [8]
     assert encoder.encoded == ["word 4", "word 8"]
     assert len(encoder.batches) == 1

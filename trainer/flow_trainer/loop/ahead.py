@@ -9,6 +9,8 @@ from typing import Generic, Self, TypeVar
 import torch
 from torch import Tensor
 
+from flow_trainer.models.decoding import is_asynchronous
+
 K = TypeVar("K", bound=Hashable)
 
 
@@ -16,9 +18,17 @@ class Ahead(Generic[K]):
     """Calls `draw`, tensors by key, in a thread of its own for keys that come next. What it draws must
     depend on the key alone, so that a result is the same whenever it was drawn."""
 
-    def __init__(self, draw: Callable[[K], tuple[Tensor, ...]], device: torch.device) -> None:
+    def __init__(
+        self,
+        draw: Callable[[K], tuple[Tensor, ...]],
+        device: torch.device,
+        *,
+        beside: bool | None = None,
+    ) -> None:
+        """`beside`: draw while the device computes, the default where it does so by itself."""
         self._draw = draw
         self._device = device
+        self._beside = is_asynchronous(device) if beside is None else beside
         self._drawn: dict[K, Future[tuple[Tensor, ...]]] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="ahead")
 
@@ -30,6 +40,8 @@ class Ahead(Generic[K]):
 
     def get(self, key: K, following: Iterable[K] = ()) -> tuple[Tensor, ...]:
         """The tensors of `key` on the device; those of the `following` keys are begun."""
+        if not self._beside:
+            return tuple(tensor.to(self._device) for tensor in self._draw(key))
         for wanted in (key, *following):
             if wanted not in self._drawn:
                 self._drawn[wanted] = self._thread.submit(self._on_host, wanted)

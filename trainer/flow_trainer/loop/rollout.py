@@ -240,9 +240,9 @@ def _prompt_rows(
     return PromptRows(policy, [prompt.text for prompt in prompts], order)
 
 
-def prompts_of(rows: range, images_per_prompt: int) -> Tensor:
-    """(len(rows),) int64 on the CPU: which prompt each row belongs to."""
-    return torch.arange(rows.start, rows.stop) // images_per_prompt
+def prompts_of(rows: range, images_per_prompt: int) -> list[int]:
+    """Which prompt each row belongs to."""
+    return [row // images_per_prompt for row in rows]
 
 
 def _stack(steps: list[Tensor], like: Tensor) -> Tensor:

@@ -13,9 +13,7 @@ from torch import Tensor, nn
 class Rows(Protocol):
     """Conditioning of many prompts, by number."""
 
-    def __getitem__(self, prompts: Tensor, /) -> Conditioning:
-        """`prompts` (B,) int64 on the CPU."""
-        ...
+    def __getitem__(self, prompts: list[int], /) -> Conditioning: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +27,7 @@ class Conditioning:
     mask: Tensor | None = None
     """(B, L) bool, False on padding; None when all tokens count."""
 
-    def __getitem__(self, index: slice | Tensor) -> Conditioning:
+    def __getitem__(self, index: slice | list[int]) -> Conditioning:
         return self._each(lambda tensor: tensor[index])
 
     def repeat(self, times: int) -> Conditioning:

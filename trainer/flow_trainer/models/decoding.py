@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from flow_trainer.errors import NonFiniteError
 
@@ -44,7 +45,13 @@ class Decoded:
                 "decoded pixels are not finite although the latents are: the VAE's weights are broken"
             )
         # what was pinned is used again for the next ones
-        return self.pixels.clone() if self.pixels.is_pinned() else self.pixels
+        return self.pixels if self.done is None else self.pixels.clone()
+
+
+def is_asynchronous(device: torch.device) -> bool:
+    """Whether work on `device` goes on beside this thread: on a GPU, but not on the fake one of
+    `flow-grpo plan`, which lives in this thread only."""
+    return device.type == "cuda" and torch.cuda.is_available() and not is_in_torch_dispatch_mode()
 
 
 class Decoder:
@@ -60,12 +67,13 @@ class Decoder:
         """`visiting` is entered once around all chunks, in the stream that decodes them."""
         self._decode = decode
         self._visiting = visiting
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._stream = torch.cuda.Stream(device) if is_asynchronous(device) else None
 
     @torch.no_grad()
     def start(self, x_0: Tensor, batch: int) -> Decoded:
         if self._stream is None:
-            return Decoded(*self._images(x_0, batch))
+            pixels, finite = self._images(x_0, batch)
+            return Decoded(pixels.cpu(), finite)
         self._stream.wait_stream(torch.cuda.current_stream(x_0.device))
         x_0.record_stream(self._stream)  # its memory is not given away before the VAE has read it
         with torch.cuda.stream(self._stream), _fastest_convolutions():

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-from torch import Tensor
-
 from flow_trainer.models.conditioning import Conditioning
 from flow_trainer.models.policy import Policy
 
@@ -23,13 +20,12 @@ class PromptRows:
         self._order = list(dict.fromkeys(order))
         self._last: tuple[list[int], Conditioning] | None = None
 
-    def __getitem__(self, prompts: Tensor) -> Conditioning:
-        """`prompts` (B,) int64 on the CPU: numbers of prompts. The last answer is kept: the steps of a
-        micro-batch ask for the same again."""
-        numbers = prompts.tolist()
-        if self._last is None or self._last[0] != numbers:
+    def __getitem__(self, prompts: list[int]) -> Conditioning:
+        """One row for each of `prompts`. The last answer is kept: the steps of a micro-batch ask for the
+        same again."""
+        if self._last is None or self._last[0] != prompts:
             self._last = None  # not two at a time on the device
-            self._last = numbers, self._look_up(numbers)
+            self._last = prompts, self._look_up(prompts)
         return self._last[1]
 
     def _look_up(self, numbers: list[int]) -> Conditioning:
@@ -41,4 +37,4 @@ class PromptRows:
         found = self._policy.encode(
             [self._texts[number] for number in distinct], [self._texts[n] for n in ahead]
         )
-        return found[torch.tensor([place[number] for number in numbers])]
+        return found[[place[number] for number in numbers]]
