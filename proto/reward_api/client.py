@@ -75,7 +75,9 @@ class _Job:
     on_error: OnError
     gradient: bool
 
-    def request(self, indices: Sequence[int], model: str) -> ScoreRequest:
+    def request(self, indices: Sequence[int], model: str, *, is_retry: bool) -> ScoreRequest:
+        """With an id of its own: a call's retries and hedges are this object sent again, while
+        items that are asked once more are another call."""
         packed, images = self.images.select(indices)
         items = [self.items[i] for i in indices]
         if packed is None:
@@ -86,7 +88,7 @@ class _Job:
         kind = GradientRequest if self.gradient else ScoreRequest
         return kind(
             model=model,
-            request_id=f"{self.request_id}-{indices[0]}",
+            request_id=f"{self.request_id}-{indices[0]}x{len(indices)}{'r' if is_retry else ''}",
             items=items,
             packed_images=packed,
             priority=self.priority,
@@ -290,7 +292,7 @@ class AsyncRewardClient:
     ) -> None:
         """Scores some items into the batch; items with a retryable error once more."""
         try:
-            response = await self._call(session, job, indices)
+            response = await self._call(session, job, indices, is_retry=is_retry)
         except RewardError as error:
             if error.reason is Reason.REQUEST_TOO_LARGE and len(indices) > 1:
                 half = len(indices) // 2
@@ -310,8 +312,10 @@ class AsyncRewardClient:
         if again and not is_retry:
             await self._score_chunk(session, job, again, is_retry=True)
 
-    async def _call(self, session: _Session, job: _Job, indices: Sequence[int]) -> ScoreResponse:
-        request = job.request(indices, self._model)
+    async def _call(
+        self, session: _Session, job: _Job, indices: Sequence[int], *, is_retry: bool
+    ) -> ScoreResponse:
+        request = job.request(indices, self._model, is_retry=is_retry)
         try:
             async with asyncio.timeout_at(job.deadline):
                 await session.calls.acquire()

@@ -49,6 +49,7 @@ class Reason(StrEnum):
     INTERNAL = "INTERNAL"
     UNSUPPORTED = "UNSUPPORTED"
     CONNECTION = "CONNECTION"
+    KEY_REUSED = "KEY_REUSED"
 
 
 class Status(NamedTuple):
@@ -90,6 +91,7 @@ STATUS: dict[Reason, Status] = {
     Reason.INTERNAL: Status(500, _INTERNAL, True),
     Reason.UNSUPPORTED: Status(415, _UNIMPLEMENTED, False),
     Reason.CONNECTION: Status(503, _UNAVAILABLE, True),
+    Reason.KEY_REUSED: Status(422, _INVALID_ARGUMENT, False),
 }
 
 

@@ -86,7 +86,11 @@ class GrpcTransport:
     async def score(self, request: ScoreRequest, *, timeout_s: float) -> ScoreResponse:
         metadata = self._metadata
         if request.request_id:
-            metadata = (*metadata, ("x-request-id", request.request_id))
+            metadata = (
+                *metadata,
+                ("x-request-id", request.request_id),
+                ("idempotency-key", request.request_id),
+            )
         method = self._score_gradient if isinstance(request, GradientRequest) else self._score
         message = await self._call(method, request, timeout_s, metadata)
         try:

@@ -57,6 +57,7 @@ class HttpTransport:
         headers["x-reward-timeout-ms"] = str(max(1, int(timeout_s * 1000)))
         if request.request_id:
             headers["x-request-id"] = request.request_id
+            headers["idempotency-key"] = request.request_id
         if request.priority:
             headers["x-reward-priority"] = str(request.priority)
         if not isinstance(request, GradientRequest):

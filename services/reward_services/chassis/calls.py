@@ -60,6 +60,7 @@ class Call:
         self._protocol = protocol
         self._started = time.monotonic()
         self.request_id = ""
+        self.idempotency_key = ""
         self.num_items = 0
         self.response: ScoreResponse | None = None
 

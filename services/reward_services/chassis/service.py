@@ -19,6 +19,7 @@ from reward_api.errors import (
     Unavailable,
 )
 from reward_api.wire.messages import (
+    GradientRequest,
     ItemError,
     ItemResult,
     RewardMetadata,
@@ -32,6 +33,7 @@ from reward_services.chassis.batching.batcher import Batcher, Ticket
 from reward_services.chassis.batching.isolation import Outcome
 from reward_services.chassis.batching.item_queue import DEFAULT_PRIORITY
 from reward_services.chassis.calls import Call, OpenCalls
+from reward_services.chassis.idempotency import Answers
 from reward_services.chassis.intake import Intake
 from reward_services.chassis.metrics import Metrics
 from reward_services.chassis.scorer import Scorer, ScorerInfo
@@ -98,6 +100,7 @@ class RewardService:
             max_bytes=self.settings.max_queue_bytes,
             retry_after_s=lambda: self._batcher.estimated_wait_s(DEFAULT_PRIORITY),
         )
+        self.answers = Answers()
         self.metrics.watch(
             queue_items=lambda: len(self._batcher.queue),
             queue_bytes=lambda: self.admission.bytes,
@@ -252,17 +255,32 @@ class RewardService:
         self._intake.check(self.name, request)
         if limit_s <= 0:
             raise DeadlineExceeded(Reason.DEADLINE, "the deadline was over when the call arrived")
-        self._batcher.check_deadline(priority, limit_s)
+
+        async def answer() -> ScoreResponse:
+            self._batcher.check_deadline(priority, limit_s)
+            return await self._answer(request, priority, call)
+
+        try:
+            async with asyncio.timeout(limit_s):
+                # Gradients are as large as the images, and no judge's work.
+                if call.idempotency_key and not isinstance(request, GradientRequest):
+                    response = await self.answers.once(call.idempotency_key, request, answer)
+                    # A joined or repeated call has an id of its own.
+                    response = response.model_copy(update={"request_id": call.request_id})
+                else:
+                    response = await answer()
+        except TimeoutError:
+            raise DeadlineExceeded(
+                Reason.DEADLINE, f"no answer within {limit_s:.3g} s; allow more time"
+            ) from None
+        call.response = response
+        return response
+
+    async def _answer(self, request: ScoreRequest, priority: int, call: Call) -> ScoreResponse:
         with self.admission.hold_items(len(request.items)):
-            try:
-                async with asyncio.timeout(limit_s):
-                    results, timing, sizes = await self._score_items(request, priority, call)
-            except TimeoutError:
-                raise DeadlineExceeded(
-                    Reason.DEADLINE, f"no answer within {limit_s:.3g} s; allow more time"
-                ) from None
+            results, timing, sizes = await self._score_items(request, priority, call)
         self.metrics.observe_results(results, timing)
-        call.response = ScoreResponse(
+        return ScoreResponse(
             model=self.name,
             version=__version__,
             revision=self.info.revision,
@@ -271,7 +289,6 @@ class RewardService:
             timing=timing,
             batch_sizes=sizes,
         )
-        return call.response
 
     async def _score_items(
         self, request: ScoreRequest, priority: int, call: Call

@@ -33,7 +33,7 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
 
-B = TypeVar("B", bound=Body)
+B = TypeVar("B", bound=BaseModel)
 
 
 def dialect_router(answer: ErrorAnswer) -> APIRouter:

@@ -13,7 +13,7 @@ from reward_api.errors import InvalidRequest, Reason, RewardError
 from reward_api.wire.messages import ScoreRequest
 from reward_api.wire.v1 import open_inference_pb2 as pb
 from reward_services import __version__
-from reward_services.chassis.grpc.call import abort, given_request_id
+from reward_services.chassis.grpc.call import abort, given_key, given_request_id
 from reward_services.chassis.grpc.reflection import DescribedHandler, published_file
 from reward_services.chassis.service import RewardService, State
 from reward_services.dialects import oip
@@ -122,6 +122,7 @@ class _Servicer:
         try:
             with service.call("oip-grpc") as call, service.admission.hold_bytes(len(data)):
                 call.name(given_request_id(context))
+                call.idempotency_key = given_key(context)
                 timeout_s = service.timeout_s(context.time_remaining())
                 asked, message, parameters = await self._parse(data)
                 del data

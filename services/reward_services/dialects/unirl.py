@@ -97,17 +97,13 @@ def _message(requests: list[RewardRequest]) -> ScoreRequest:
     )
 
 
-def _check(asked: ScoreBody, service: RewardService) -> None:
-    """What this service cannot do at all. Raises InvalidRequest."""
+def check_form(asked: ScoreBody) -> None:
+    """What no service here can do. Raises InvalidRequest."""
     if asked.protocol_version != PROTOCOL_VERSION:
         raise _invalid(f"protocol_version is {asked.protocol_version!r}, not {PROTOCOL_VERSION!r}")
     if asked.grad_mode:
         raise _invalid("grad_mode: scores of this service have no gradients")
     for i, one in enumerate(asked.requests):
-        if one.required_rewards != [service.name]:
-            raise _invalid(
-                f"requests[{i}] asks for {one.required_rewards}; this service is {service.name!r}"
-            )
         if len(one.history) > 1 and one.history[0].image_b64 is not None:
             raise InvalidRequest(
                 Reason.UNSUPPORTED,
@@ -116,11 +112,28 @@ def _check(asked: ScoreBody, service: RewardService) -> None:
             )
         if len(one.history) != 1 or one.history[0].image_b64 is None:
             raise _invalid(f"requests[{i}]: history must be one turn with text and image_b64")
+
+
+def _check(asked: ScoreBody, service: RewardService) -> None:
+    """What this service cannot do at all. Raises InvalidRequest."""
+    for i, one in enumerate(asked.requests):
+        if one.required_rewards != [service.name]:
+            raise _invalid(
+                f"requests[{i}] asks for {one.required_rewards}; this service is {service.name!r} "
+                "(reward-gateway serves several rewards on one URL)"
+            )
+    check_form(asked)
+    for i, one in enumerate(asked.requests):
         if one.scorer_version not in (None, service.info.revision):
             raise _invalid(
                 f"requests[{i}] wants scorer_version {one.scorer_version!r}; "
                 f"this is {service.info.revision!r}"
             )
+
+
+def identity(one: RewardRequest, revision: str) -> dict[str, Any]:
+    """What the caller attached to an item, with the scorer's version."""
+    return {**{field: getattr(one, field) for field in _IDENTITY}, "scorer_version": revision}
 
 
 def _answer(
@@ -135,10 +148,7 @@ def _answer(
             {name: f"{result.error.reason}: {result.error.message}"} if result.error else {}
             for result in results
         ],
-        "identities": [
-            {**{field: getattr(one, field) for field in _IDENTITY}, "scorer_version": revision}
-            for one in requests
-        ],
+        "identities": [identity(one, revision) for one in requests],
         "protocol_version": PROTOCOL_VERSION,
     }
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from importlib import import_module
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from reward_api import (
     as_flow_grpo_multi,
     as_trl,
 )
-from reward_api.callers import verl
+from reward_api.callers import miles, verl
 from reward_api.errors import InvalidRequest, ItemFailure, ItemsFailed, Reason
 from reward_api.testing import FakeReward
 from reward_api.wire.messages import ItemScore
@@ -230,3 +231,43 @@ def test_a_reward_cannot_take_the_key_of_the_sum():
 def test_weights_are_finite(reward, weight):
     with pytest.raises(ValueError, match=r"weights: .*ocr"):
         RewardSuite({"ocr": RewardClient(transport=reward)}, {"ocr": weight})
+
+
+# miles-diffusion
+
+
+@pytest.fixture
+async def miles_url(serve, reward, monkeypatch):
+    url = serve(reward).urls["http"]
+    monkeypatch.setenv("MILES_REWARD_URL", url)
+    monkeypatch.delenv("REWARD_TOKEN", raising=False)
+    yield url
+    await miles._client(url, None).close()
+
+
+def _samples(*outputs, prompt="a cup"):
+    return [SimpleNamespace(prompt=prompt, generated_output=output) for output in outputs]
+
+
+async def test_miles(miles_url, reward):
+    """[C, T, H, W] with T = 1, on either scale, in any type."""
+    chw = np.moveaxis(IMAGES[1], -1, 0)
+    forms = [
+        chw,
+        chw[:, None],
+        torch.from_numpy(chw.copy())[:, None].float() / 255,
+        torch.from_numpy(chw.copy()).float(),
+        chw.astype(np.float32)[:, None],
+    ]
+    assert await miles.score(None, _samples(*forms)) == [VALUES[1]] * 5
+    assert reward.requests[0].items[0].prompt == "a cup"
+    with pytest.raises(ItemsFailed, match="told to fail"):
+        await miles.score(None, _samples(chw, prompt="fail"))
+    with pytest.raises(InvalidRequest, match=r"sample 0: .*no video"):
+        await miles.score(None, _samples(np.zeros((3, 4, 8, 8), np.uint8)))
+
+
+async def test_miles_without_a_url(monkeypatch):
+    monkeypatch.delenv("MILES_REWARD_URL", raising=False)
+    with pytest.raises(InvalidRequest, match="MILES_REWARD_URL is not set"):
+        await miles.score(None, _samples(IMAGES[0]))

@@ -37,6 +37,7 @@ class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     INTERNAL: _ClassVar[Reason]
     UNSUPPORTED: _ClassVar[Reason]
     CONNECTION: _ClassVar[Reason]
+    KEY_REUSED: _ClassVar[Reason]
 REASON_UNSPECIFIED: Reason
 INVALID_REQUEST: Reason
 COUNT_MISMATCH: Reason
@@ -65,6 +66,7 @@ CANCELLED: Reason
 INTERNAL: Reason
 UNSUPPORTED: Reason
 CONNECTION: Reason
+KEY_REUSED: Reason
 
 class ScoreRequest(_message.Message):
     __slots__ = ("model", "request_id", "items", "packed_images", "priority", "include_details")

@@ -19,7 +19,7 @@ from reward_api.wire.messages import GradientRequest, ScoreRequest
 from reward_api.wire.v1 import reward_pb2
 from reward_services.chassis.auth import TokenCheck
 from reward_services.chassis.grpc.auth import GrpcAuth, grpc_tls
-from reward_services.chassis.grpc.call import abort, given_request_id
+from reward_services.chassis.grpc.call import abort, given_key, given_request_id
 from reward_services.chassis.grpc.reflection import DescribedHandler, add_reflection
 from reward_services.chassis.ports import bind
 from reward_services.chassis.service import RewardService
@@ -50,6 +50,7 @@ class RewardServicer:
         try:
             with service.call("grpc") as call, service.admission.hold_bytes(len(data)):
                 call.name(given_request_id(context))
+                call.idempotency_key = given_key(context)
                 timeout_s = service.timeout_s(context.time_remaining())
                 request = await self._parse(data)
                 if gradient:

@@ -18,6 +18,12 @@ def given_request_id(context: grpc.aio.ServicerContext) -> str:
     return next((str(value) for key, value in metadata if key == "x-request-id"), "")
 
 
+def given_key(context: grpc.aio.ServicerContext) -> str:
+    """The metadata `idempotency-key`, or nothing."""
+    metadata = context.invocation_metadata() or ()
+    return next((str(value) for key, value in metadata if key == "idempotency-key"), "")
+
+
 async def abort(context: grpc.aio.ServicerContext, error: RewardError) -> NoReturn:
     """Ends the call with the error's status; the trailers carry its reason and when to come back."""
     trailers = [("reward-reason", str(error.reason))]

@@ -22,6 +22,7 @@ from reward_services.chassis.http.body import (
     read_body,
 )
 from reward_services.chassis.http.problems import REQUEST_ID_HEADER
+from reward_services.chassis.idempotency import KEY_HEADER
 from reward_services.chassis.service import RewardService
 
 TIMEOUT_HEADER = "X-Reward-Timeout-Ms"
@@ -93,6 +94,7 @@ async def http_call(request: Request, protocol: str) -> AsyncIterator[HttpCall]:
     with service.call(protocol) as call:
         request.state.call = call
         call.name(headers.get(REQUEST_ID_HEADER, ""))
+        call.idempotency_key = headers.get(KEY_HEADER, "")
         check_encoding(headers)
         timeout_ms = integer_header(headers, TIMEOUT_HEADER, minimum=1)
         timeout_s = service.timeout_s(None if timeout_ms is None else timeout_ms / 1000)

@@ -1,0 +1,1 @@
+"""Several rewards behind one URL: see README.md."""

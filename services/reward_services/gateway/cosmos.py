@@ -1,0 +1,191 @@
+"""cosmos-rl's remote reward: POST /api/reward/enqueue, /pull and /ping.
+
+An enqueued batch is scored at once; its answer waits here, in this process, to be pulled. The client
+takes 400 for "not yet" and asks again, so that a failure stays a failure: its reason is in the message
+of every further 400, and no score ever comes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import math
+import time
+import uuid
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import parse_qs
+
+import numpy as np
+from pydantic import Field
+
+from reward_api.batch import ScoreBatch
+from reward_api.callers.geneval import SUB_SCORES
+from reward_api.errors import InvalidRequest, Overloaded, Reason
+from reward_services.dialects.common import Body, read_json
+from reward_services.gateway.rewards import Asked, Rewards
+
+MAX_TASKS = 256
+KEEP_S = 900.0
+_MAX_HEADER_BYTES = 4 * 2**20
+
+# The names of a reward's scores in the answer, where they are not the reward's own.
+_KEYS = {"ocr": "ocr_reward"}
+_GENEVAL_KEYS = {
+    "gen_eval_score": "flow_grpo",
+    "gen_eval_reward": "official",
+    "gen_eval_strict": "strict",
+}
+
+
+class EnqueueHeader(Body):
+    """The line of JSON before the pixels."""
+
+    prompts: list[str]
+    reward_fn: dict[str, float]
+    media_type: str = "image"
+    geneval_tags: list[str] | None = None
+    geneval_includes: list[Any] | None = None
+    geneval_only_strict: bool = False
+    input_info: dict[str, Any] = Field(default_factory=dict)
+
+
+@dataclass(eq=False)
+class _Task:
+    scores: dict[str, asyncio.Task[ScoreBatch]]
+    input_info: Mapping[str, Any]
+    started: float = field(default_factory=time.monotonic)
+    finished: dict[str, float] = field(default_factory=dict)
+
+
+class CosmosQueue:
+    """What was enqueued and may still be pulled; bounded in number and time."""
+
+    def __init__(self, rewards: Rewards, *, max_tasks: int = MAX_TASKS) -> None:
+        self._rewards = rewards
+        self._max_tasks = max_tasks
+        self._tasks: OrderedDict[str, _Task] = OrderedDict()
+
+    def enqueue(self, body: memoryview) -> str:
+        """The id to pull with. Raises InvalidRequest, Overloaded."""
+        header, pixels = split_body(body)
+        names = [name for name, weight in header.reward_fn.items() if weight > 0]
+        if not names:
+            raise _invalid("reward_fn names no reward with a weight above 0")
+        for name in names:
+            self._rewards.check(name)
+        asked = Asked(pixels, header.prompts, _metadata(header, len(pixels)))
+        self._forget_old()
+        if len(self._tasks) >= self._max_tasks:
+            raise Overloaded(
+                Reason.QUEUE_FULL, f"{self._max_tasks} batches wait to be pulled", retry_after_s=5.0
+            )
+        task = _Task({}, {"batch_size": len(pixels), **header.input_info})
+        for name in names:
+            task.scores[name] = asyncio.create_task(self._score(name, asked, task))
+        key = uuid.uuid4().hex
+        self._tasks[key] = task
+        return key
+
+    def pull(self, form: bytes) -> dict[str, Any]:
+        """The scores of one reward. Raises InvalidRequest while there are none, and for ever when
+        an item has failed."""
+        fields = parse_qs(form.decode("utf-8", "replace"))
+        key, name = (fields.get(part, [""])[0] for part in ("uuid", "type"))
+        task = self._tasks.get(key)
+        if task is None:
+            raise _invalid(f"there is no batch {key[:64]!r}: it was never enqueued, or is too old")
+        scores = task.scores.get(name)
+        if scores is None:
+            raise _invalid(f"batch {key} was not enqueued for the reward {name[:64]!r}")
+        if not scores.done():
+            raise _invalid("not ready")
+        batch = scores.result().settle("raise")
+        return {
+            "scores": _score_lists(name, batch),
+            "type": name,
+            "input_info": task.input_info,
+            "duration": task.finished[name],
+            "decoded_duration": 0.0,
+        }
+
+    def close(self) -> None:
+        for task in self._tasks.values():
+            for scores in task.scores.values():
+                scores.cancel()
+
+    async def _score(self, name: str, asked: Asked, task: _Task) -> ScoreBatch:
+        try:
+            return (await self._rewards.score({name: asked}))[name]
+        finally:
+            task.finished[name] = time.monotonic() - task.started
+
+    def _forget_old(self) -> None:
+        limit = time.monotonic() - KEEP_S
+        for key in [k for k, task in self._tasks.items() if task.started < limit]:
+            for scores in self._tasks.pop(key).scores.values():
+                scores.cancel()
+
+
+def split_body(body: memoryview) -> tuple[EnqueueHeader, np.ndarray]:
+    """The header, and uint8 [B, H, W, 3]. Raises InvalidRequest."""
+    end = bytes(body[:_MAX_HEADER_BYTES]).find(b"\n")
+    if end < 0:
+        raise _invalid("the body must be one line of JSON, a line break, and a .npy file")
+    header = read_json(EnqueueHeader, body[:end])
+    if header.media_type != "image":
+        raise InvalidRequest(
+            Reason.UNSUPPORTED, f"media_type is {header.media_type[:32]!r}; images are scored here"
+        )
+    pixels = _read_npy(body[end + 1 :])
+    if len(header.prompts) != len(pixels):
+        raise InvalidRequest(
+            Reason.COUNT_MISMATCH, f"{len(header.prompts)} prompts for {len(pixels)} images"
+        )
+    return header, pixels
+
+
+def _read_npy(data: memoryview) -> np.ndarray:
+    """Without numpy.load, which takes memory as the header says; nothing is unpickled."""
+    file = io.BytesIO(data)
+    try:
+        version = np.lib.format.read_magic(file)
+        read = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }[version]
+        shape, is_fortran, dtype = read(file)
+    except (ValueError, KeyError, EOFError) as error:
+        raise _invalid(f"not a .npy file: {' '.join(str(error).split())[:200]}") from None
+    rest = data[file.tell() :]
+    is_image = dtype == np.uint8 and not is_fortran and len(shape) == 4 and shape[-1] == 3
+    if not is_image or min(shape) < 1 or math.prod(shape) != len(rest):
+        raise InvalidRequest(
+            Reason.IMAGE_SHAPE,
+            f"the array is {dtype} {list(shape)} with {len(rest)} bytes; send uint8 [B, H, W, 3]",
+        )
+    return np.frombuffer(rest, np.uint8).reshape(shape)
+
+
+def _metadata(header: EnqueueHeader, count: int) -> list[Mapping[str, Any] | None]:
+    tags, includes = header.geneval_tags, header.geneval_includes
+    if tags is None or includes is None:
+        return [None] * count
+    if not len(tags) == len(includes) == count:
+        raise InvalidRequest(
+            Reason.COUNT_MISMATCH,
+            f"{len(tags)} geneval_tags and {len(includes)} geneval_includes for {count} images",
+        )
+    return [{"tag": tag, "include": include} for tag, include in zip(tags, includes, strict=True)]
+
+
+def _score_lists(name: str, batch: ScoreBatch) -> dict[str, list[float]]:
+    if batch.scores.keys() >= SUB_SCORES:
+        return {key: batch.scores[own].tolist() for key, own in _GENEVAL_KEYS.items()}
+    return {_KEYS.get(name, name): batch.values.tolist()}
+
+
+def _invalid(message: str) -> InvalidRequest:
+    return InvalidRequest(Reason.INVALID_REQUEST, message)
