@@ -12,6 +12,7 @@ from pathlib import Path
 from flow_trainer.evaluation.arguments import add_suite_arguments
 
 INTERRUPTED = 130
+OURS = ("flow_trainer", "reward_api", "reward_services")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -19,19 +20,38 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Hints about optional packages; what matters to a run is checked and said by ourselves.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
-    from flow_trainer.commands import COMMANDS
-    from flow_trainer.errors import TrainerError
-    from reward_api import RewardError
-
+    # Threads that spin at a barrier keep the cores from whatever else runs here (read when torch loads).
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("GOMP_SPINCOUNT", "0")
     try:
-        return COMMANDS[arguments.command](arguments)
-    except (TrainerError, RewardError) as error:
-        several = os.environ.get("WORLD_SIZE", "1") != "1"
-        rank = f" (rank {os.environ.get('RANK')})" if several else ""
-        print(f"flow-grpo{rank}: {error}", file=sys.stderr)
-        return 2
+        from flow_trainer.commands import COMMANDS
+        from flow_trainer.errors import TrainerError
+        from reward_api import RewardError
+
+        try:
+            return COMMANDS[arguments.command](arguments)
+        except (TrainerError, RewardError) as error:
+            return _failed(str(error))
+        except BrokenPipeError:  # whoever read the output has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        except OSError as error:
+            where = f": {error.filename}" if error.filename else ""
+            return _failed(f"{error.strerror or error}{where}")
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] in OURS:
+            raise
+        return _failed(f"{error.name} is not installed: pip install 'flow-rewards[trainer]'")
     except KeyboardInterrupt:
         return INTERRUPTED
+
+
+def _failed(message: str) -> int:
+    """Says why, and gives the exit status."""
+    several = os.environ.get("WORLD_SIZE", "1") != "1"
+    rank = f" (rank {os.environ.get('RANK')})" if several else ""
+    print(f"flow-grpo{rank}: {message}", file=sys.stderr)
+    return 2
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -39,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="flow-grpo",
         description="Flow-GRPO: online RL for flow-matching text-to-image models.",
     )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and leave")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     train = commands.add_parser("train", help="train a recipe against its rewards")
@@ -89,6 +110,16 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     demo.add_argument("--keep", action="store_true", help="keep an existing run folder: resume it")
     return parser
+
+
+class _Version(argparse.Action):
+    """Looks the version up only when asked."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib.metadata import version
+
+        print(f"flow-grpo {version('flow-rewards')}")
+        parser.exit()
 
 
 def _prompts_parser(parser: argparse.ArgumentParser) -> None:

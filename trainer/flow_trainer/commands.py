@@ -10,6 +10,8 @@ from typing import Any
 
 from flow_trainer.errors import ConfigError, Interrupted
 from flow_trainer.recipe import load_recipe
+from flow_trainer.recipe.changes import RECIPE_FILE
+from flow_trainer.recipe.checks import busy_share
 
 
 def train(arguments: argparse.Namespace) -> int:
@@ -19,9 +21,12 @@ def train(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         from flow_trainer.doctor.estimate import dry_run
 
+        busy_share(recipe, arguments.gpus)
         print("\n".join(dry_run(recipe, arguments.gpus)))
         return 0
-    folder = arguments.out or Path("runs") / f"{recipe.name}-{recipe.seed}"
+    folder = (
+        arguments.out or _own_folder(arguments) or Path("runs") / f"{recipe.name}-{recipe.seed}"
+    )
     from flow_trainer.loop.train import train as run
 
     try:
@@ -33,6 +38,12 @@ def train(arguments: argparse.Namespace) -> int:
     if is_main_process():
         print(json.dumps(summary, indent=2))
     return 0
+
+
+def _own_folder(arguments: argparse.Namespace) -> Path | None:
+    """The run whose recipe.json is resumed."""
+    is_runs = arguments.resume and arguments.recipe.name == RECIPE_FILE
+    return arguments.recipe.parent if is_runs else None
 
 
 def evaluate(arguments: argparse.Namespace) -> int:

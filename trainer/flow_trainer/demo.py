@@ -23,6 +23,7 @@ from reward_api import RewardClient, RewardError
 
 RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "tiny_sd3_ocr.toml"
 READY_TIMEOUT_S = 120.0
+SERVICE_LOG = "service.log"
 STOP_TIMEOUT_S = 20.0
 
 # Freed multi-megabyte buffers otherwise go back to the system and fault in again on every step; on
@@ -45,16 +46,27 @@ def run_demo(
     if not recipe.exists():
         raise ConfigError(f"no recipe {recipe}: run the demo from a checkout, or pass --recipe")
     if out.exists() and not keep:
-        shutil.rmtree(out)
-    out.mkdir(parents=True, exist_ok=True)
+        _clear(out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out {out} cannot be a folder: {error.strerror}") from None
     # the children have sessions of their own: a closed terminal must not leave them behind
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
-    with ocr_service(out / "service.log") as url:
+    with ocr_service(out / SERVICE_LOG) as url:
         status = _train(recipe, out, [f"seed={seed}", f"rewards.ocr.url={url}", *overrides], keep)
     if status == 0:
         _show(out)
     return status
+
+
+def _clear(out: Path) -> None:
+    """Removes an earlier demo; anything else stays."""
+    mine = out.is_dir() and (not any(out.iterdir()) or (out / SERVICE_LOG).exists())
+    if not mine:
+        raise ConfigError(f"--out {out} is no demo's folder, which would be removed: name another")
+    shutil.rmtree(out)
 
 
 @contextmanager

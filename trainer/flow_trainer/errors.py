@@ -7,6 +7,7 @@
     ├── OutageError       a reward stayed unreachable for longer than scoring.outage_wait_s
     ├── ScoringError      no sample of an epoch has a score, for reasons that waiting cannot cure
     ├── RatioError        the replayed ratio of an unchanged policy is not 1
+    ├── StorageError      a checkpoint could not be written; those before it stand
     ├── NonFiniteError    NaN or Inf in sampling or training; names tensor, step and sample
     └── Interrupted       SIGINT or SIGTERM arrived; the run was saved before it left
 """
@@ -31,6 +32,10 @@ class ScoringError(TrainerError):
 
 
 class RatioError(TrainerError):
+    pass
+
+
+class StorageError(TrainerError):
     pass
 
 

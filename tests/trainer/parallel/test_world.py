@@ -14,10 +14,10 @@ import torch.distributed as dist
 import ranks
 from flow_trainer.errors import ConfigError
 from flow_trainer.loop.rollout import micro_batches
-from flow_trainer.loop.run import busy_share
 from flow_trainer.parallel.attempt import attempt_name
 from flow_trainer.parallel.world import Turn, World, open_world, pick_device, restarted
 from flow_trainer.recipe import parse_recipe
+from flow_trainer.recipe.checks import busy_share
 from flow_trainer.record.quiet_log import QuietLog
 from flow_trainer.record.runlog import RunLog
 from rank_checks import check_collectives

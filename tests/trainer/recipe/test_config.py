@@ -52,9 +52,12 @@ def test_unknown_key_names_the_nearest() -> None:
         ({"sampling": {"noise_level": 0}}, "greater than 0"),
         ({"sampling": {"dynamics": "cps", "noise_level": 1.2}}, "wrong sign"),
         ({"rewards": {}}, "name at least one"),
-        ({"rewards": {"a": {"url": "x", "clip": [1, 0]}}}, r"write \[least, largest\]"),
+        ({"rewards": {"a": {"url": "http://x", "clip": [1, 0]}}}, r"write \[least, largest\]"),
         (
-            {"rewards": {"a": {"url": "x", "normalise": "prompt"}}, "advantage": {"std": "gdpo"}},
+            {
+                "rewards": {"a": {"url": "http://x", "normalise": "prompt"}},
+                "advantage": {"std": "gdpo"},
+            },
             "already",
         ),
         ({"update": {"objective": "nft"}}, "nft does not go with sampling.dynamics = flow_sde"),

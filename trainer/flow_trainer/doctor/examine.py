@@ -18,6 +18,7 @@ from flow_trainer.models.load import load_policy
 from flow_trainer.models.policy import Policy
 from flow_trainer.parallel.world import pick_device
 from flow_trainer.recipe import Recipe
+from flow_trainer.recipe.checks import busy_share
 from flow_trainer.recipe.prompts import Prompt, read_prompts
 
 PROBE = Prompt('a sign that says "probe"')
@@ -27,7 +28,7 @@ def examine(recipe: Recipe, folder: Path, gpus: int = 1) -> Iterator[Check]:
     """Yields one Check after another; a failure does not stop what can still be checked. `gpus`: those
     of the run, for its memory."""
     yield attempt("prompts", lambda: _check_prompts(recipe))
-    yield _check_sizes(recipe)
+    yield attempt("sizes", lambda: _check_sizes(recipe, gpus))
     for name in recipe.rewards:
         yield from check_reward(name, recipe, _first_prompt(recipe))
     weights = attempt("weights", lambda: _check_weights(recipe))
@@ -78,18 +79,21 @@ def _first_prompt(recipe: Recipe) -> Prompt:
         return PROBE
 
 
-def _check_sizes(recipe: Recipe) -> Check:
+def _check_sizes(recipe: Recipe, gpus: int) -> Check:
+    busy = busy_share(recipe, gpus)
     s, f = recipe.sampling, forwards(recipe)
     message = (
         f"{s.prompts_per_epoch} prompts x {s.group_size} images, {recipe.update.updates_per_epoch} "
         f"updates per epoch, {f.total} forwards per image"
     )
     left = recipe.share % s.micro_batch
-    if left:
+    if left and recipe.share > s.micro_batch:
         message += (
-            f"; an update's {recipe.share} images leave a micro-batch of {left}: a divisor as "
-            f"sampling.micro_batch = {s.micro_batch} would be faster"
+            f"; an update's {recipe.share} images leave a micro-batch of {left}: a divisor of "
+            f"{recipe.share} as sampling.micro_batch, now {s.micro_batch}, would be faster"
         )
+    if busy < 1:
+        message += f"; {gpus} GPUs are busy {busy:.0%} of the time"
     return Check("sizes", True, message)
 
 

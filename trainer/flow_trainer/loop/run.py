@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from flow_trainer.algorithm.ema import Ema, ema_rule, old_policy_rule
 from flow_trainer.errors import ConfigError
+from flow_trainer.loop.resuming import check_prompts, keep_recipe, recipe_changes, what_is_said
 from flow_trainer.loop.scoring import Scorer
 from flow_trainer.loop.updates.loss_scale import LossScale, make_loss_scale
 from flow_trainer.loop.updates.optimizers import make_optimizer
@@ -18,7 +20,8 @@ from flow_trainer.models.load import load_policy
 from flow_trainer.models.policy import Policy
 from flow_trainer.models.prompt_cache import Fit
 from flow_trainer.parallel.world import World
-from flow_trainer.recipe import Recipe, save_resolved
+from flow_trainer.recipe import Recipe
+from flow_trainer.recipe.checks import busy_share
 from flow_trainer.recipe.prompts import Prompt, read_prompts
 from flow_trainer.record.checkpoint import Checkpoints, Progress
 from flow_trainer.record.quiet_log import QuietLog
@@ -45,6 +48,8 @@ class Run:
     progress: Progress
     prompts: dict[str, list[Prompt]]
     world: World
+    resumed: bool = False
+    """It goes on from a checkpoint."""
     stopping: bool = False
 
     def asked_to_stop(self) -> bool:
@@ -71,8 +76,26 @@ def open_run(
     recipe: Recipe, folder: Path, *, resume: bool, device: torch.device, world: World
 ) -> Run:
     """All ranks open a run together."""
+    scorer = Scorer(recipe.rewards, recipe.scoring, world, recipe.images_per_epoch)
+    try:
+        return _open(recipe, folder, scorer, resume=resume, device=device, world=world)
+    except BaseException:
+        scorer.close()
+        raise
+
+
+def _open(
+    recipe: Recipe,
+    folder: Path,
+    scorer: Scorer,
+    *,
+    resume: bool,
+    device: torch.device,
+    world: World,
+) -> Run:
     if world.any((folder / "checkpoints").exists()) and not resume:
         raise ConfigError(f"{folder} holds a run already: continue it with --resume, or pass --out")
+    changes = recipe_changes(recipe, folder) if resume else {}
     busy = busy_share(recipe, world.size)
     torch.backends.cuda.matmul.allow_tf32 = True
     prompts = {
@@ -80,7 +103,6 @@ def open_run(
         for split, path in recipe.prompts.model_dump().items()
         if path is not None
     }
-    scorer = Scorer(recipe.rewards, recipe.scoring, world, recipe.images_per_epoch)
     scorer.wait_ready(recipe.scoring.outage_wait_s if resume else scorer.timeout_s)
     torch.manual_seed(recipe.seed)  # LoRA's initial weights
     policy = load_policy(
@@ -99,26 +121,23 @@ def open_run(
         )
     optimizer = make_optimizer(u, parameters)
     scale = make_loss_scale(policy, recipe)
-    ema = old = sampler = None
-    if recipe.ema.enabled:
-        ema = Ema(parameters, ema_rule(recipe.ema.decay, recipe.ema.interval, recipe.ema.repeats))
-    if u.forward_process:
-        f = recipe.forward
-        old = Ema(parameters, old_policy_rule(f.old_start, f.old_rate, f.old_max))
-    if recipe.scoring.overlap == "epoch":
-        sampler = Ema(parameters, lambda k: 0.0)
+    ema, old, sampler = _open_averages(recipe, parameters)
     checkpoints = Checkpoints(folder, recipe.checkpoints.keep, world)
     averages = _averages(ema, old, sampler)
     progress = checkpoints.resume(policy, optimizer, averages) if resume else None
+    resumed, progress = progress is not None, progress or Progress()
+    check_prompts(progress, prompts["train"])
     log = QuietLog()
     if world.is_main:
-        log = RunLog(folder, recipe, offsets=progress.log_offsets if progress else None)
-        save_resolved(recipe, folder / "recipe.json")
-    for warning in _warnings(recipe, world, busy, fit):
+        log = RunLog(folder, recipe, offsets=progress.log_offsets if resumed else None)
+        keep_recipe(recipe, folder, changes, progress.epoch)
+    for warning in [*_warnings(recipe, world, busy, fit), *checkpoints.damaged]:
         log.say(f"[yellow]{warning}[/yellow]")
-    if progress is not None:
-        scale.load_state_dict(progress.loss_scale)
-        log.say(f"resuming after epoch {progress.epoch}")
+    scale.load_state_dict(progress.loss_scale)
+    if resume:
+        log.say(
+            "\n".join(what_is_said(progress if resumed else None, folder, recipe.epochs, changes))
+        )
     run = Run(
         recipe,
         folder,
@@ -131,25 +150,28 @@ def open_run(
         scorer,
         checkpoints,
         log,
-        progress or Progress(),
+        progress,
         prompts,
         world,
+        resumed,
     )
     note_revisions(run, {name: meta.revision for name, meta in scorer.metadata().items()})
     return run
 
 
-def busy_share(recipe: Recipe, size: int) -> float:
-    """Which part of the time `size` ranks have a micro-batch to work on. Raises ConfigError when an
-    update has fewer micro-batches than there are ranks."""
-    batches = -(-recipe.share // recipe.sampling.micro_batch)
-    if batches < size:
-        raise ConfigError(
-            f"an update's {recipe.share} images in micro-batches of {recipe.sampling.micro_batch} "
-            f"are work for {batches} processes, not for {size}: set sampling.micro_batch to "
-            f"{max(recipe.share // size, 1)} or less, or start fewer processes"
-        )
-    return batches / (-(-batches // size) * size)
+def _open_averages(
+    recipe: Recipe, parameters: dict[str, nn.Parameter]
+) -> tuple[Ema | None, Ema | None, Ema | None]:
+    """ema, old and sampler of a `Run`, as the recipe asks for them."""
+    ema = old = sampler = None
+    if recipe.ema.enabled:
+        ema = Ema(parameters, ema_rule(recipe.ema.decay, recipe.ema.interval, recipe.ema.repeats))
+    if recipe.update.forward_process:
+        f = recipe.forward
+        old = Ema(parameters, old_policy_rule(f.old_start, f.old_rate, f.old_max))
+    if recipe.scoring.overlap == "epoch":
+        sampler = Ema(parameters, lambda k: 0.0)
+    return ema, old, sampler
 
 
 def _warnings(recipe: Recipe, world: World, busy: float, fit: Fit) -> Iterator[str]:

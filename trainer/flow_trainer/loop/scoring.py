@@ -138,6 +138,7 @@ class Scorer:
         return self._run(self._suite.metadata())
 
     def close(self) -> None:
+        self._run(_cancel_others())
         for client in self._clients.values():
             self._run(client.close())
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -174,6 +175,14 @@ class Scorer:
 
     def _run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
+
+async def _cancel_others() -> None:
+    """Ends the calls that a stopped run leaves, so that none is destroyed while it waits."""
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
 
 
 def _token(name: str, reward: Reward) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,14 @@ from PIL import Image
 
 from flow_trainer.errors import ConfigError
 from flow_trainer.loop.evaluate import evaluate
+from flow_trainer.loop.resuming import checkpoint_changes
 from flow_trainer.loop.scoring import Scorer
 from flow_trainer.models.load import load_policy
 from flow_trainer.parallel.world import pick_device
 from flow_trainer.recipe import Recipe
 from flow_trainer.recipe.prompts import read_prompts
 from flow_trainer.record.checkpoint import load_weights
+from flow_trainer.record.lock import make_folder
 from flow_trainer.record.runlog import image_grid
 
 
@@ -34,6 +37,11 @@ def evaluate_checkpoint(
     if path is None:
         raise ConfigError(f"the recipe has no prompts.{split}")
     prompts = read_prompts(path)
+    if checkpoint is not None:
+        for line in checkpoint_changes(recipe, checkpoint):
+            print(f"evaluated with {line} in training", file=sys.stderr)
+    if out is not None:
+        make_folder(out)
     images = max(recipe.images_per_epoch, len(prompts) * images_per_prompt)
     scorer = Scorer(recipe.rewards, recipe.scoring, images_per_epoch=images)
     try:
@@ -51,7 +59,6 @@ def evaluate_checkpoint(
         **result.summary(),
     }
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
         (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
         grid = image_grid(result.images, columns=max(images_per_prompt, 8))
         Image.fromarray(grid).save(out / "images.png")

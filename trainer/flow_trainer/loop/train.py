@@ -30,6 +30,7 @@ from flow_trainer.loop.sampling import Batch, sample, sample_again
 from flow_trainer.loop.update import update
 from flow_trainer.parallel.world import open_world, pick_device, restarted
 from flow_trainer.recipe import Recipe
+from flow_trainer.record.lock import sole_trainer
 from flow_trainer.record.scores import Scores
 
 
@@ -38,10 +39,10 @@ def train(recipe: Recipe, folder: Path, *, resume: bool = False) -> dict[str, An
 
     `resume` continues from the newest checkpoint in `folder`, bit for bit on a CPU; a process that
     torchrun restarts does so unasked. Under torchrun, all ranks call this together. Raises
-    ConfigError, OutageError, NonFiniteError, RatioError; Interrupted after saving.
+    ConfigError, OutageError, StorageError, NonFiniteError, RatioError; Interrupted after saving.
     """
     device = pick_device(recipe.device)
-    with open_world(device, recipe.sharding) as world:
+    with open_world(device, recipe.sharding) as world, sole_trainer(folder, world):
         resume = resume or restarted()
         run = open_run(recipe, folder, resume=resume, device=device, world=world)
         try:
@@ -57,7 +58,7 @@ def train(recipe: Recipe, folder: Path, *, resume: bool = False) -> dict[str, An
 
 def _epochs(run: Run) -> None:
     recipe = run.recipe
-    if run.progress.epoch == 0:
+    if not run.resumed:
         if not recipe.update.forward_process:
             check_ratio(run.policy, recipe, run.prompts["train"])
         run.save()
@@ -153,7 +154,7 @@ def _hold_evaluation(run: Run, down: list[str]) -> Callable[[], None]:
 def _validate(run: Run, epoch: int) -> None:
     if "validation" not in run.prompts:
         return
-    run.log.phase("validating")
+    run.log.phase("evaluating validation prompts", long=True)
     with run.averaged():
         result = evaluate(
             run.policy,
@@ -178,9 +179,9 @@ def _validate(run: Run, epoch: int) -> None:
 def _heldout(run: Run, name: str) -> Evaluation | None:
     """Evaluates the held-out prompts and keeps the pictures; None when there are none, or when a
     resumed run has done it already."""
-    if "heldout" not in run.prompts or (name == "before" and run.progress.epoch > 0):
+    if "heldout" not in run.prompts or (name == "before" and run.resumed):
         return None
-    run.log.phase("evaluating held-out prompts")
+    run.log.phase("evaluating held-out prompts", long=True)
     result = evaluate(
         run.policy,
         run.scorer,
@@ -216,8 +217,11 @@ def _keep_heldout(folder: Path, name: str, result: Evaluation) -> None:
 
 def _finish(run: Run) -> Evaluation | None:
     """Loads the weights that were best on validation (else the final EMA) and evaluates them."""
+    known = len(run.checkpoints.damaged)
     if run.checkpoints.load_best(run.policy):
         return _heldout(run, "after")
+    for line in run.checkpoints.damaged[known:]:
+        run.log.say(f"[yellow]{line}; the last weights are evaluated instead[/yellow]")
     with run.averaged():
         return _heldout(run, "after")
 

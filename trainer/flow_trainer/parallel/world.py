@@ -185,7 +185,16 @@ def pick_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ConfigError(f"device = {name!r}: {error}") from None
+        raise ConfigError(f"device = {name!r}: use auto, cpu or cuda ({error})") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device = {name!r}: use auto, cpu or cuda")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            f"device = {name!r}, but torch {torch.__version__} sees no GPU: install a torch build "
+            "with CUDA and a driver, or set device = cpu"
+        )
+    if device.type == "cuda" and device.index is not None:
+        _check_index(name, device.index)
     if device.type != "cuda" or "LOCAL_RANK" not in os.environ:
         return device
     local_rank = int(os.environ["LOCAL_RANK"])
@@ -195,6 +204,13 @@ def pick_device(name: str) -> torch.device:
             "lower --nproc-per-node"
         )
     return torch.device("cuda", local_rank)
+
+
+def _check_index(name: str, index: int) -> None:
+    if index >= torch.cuda.device_count():
+        raise ConfigError(
+            f"device = {name!r}, but there are {torch.cuda.device_count()} GPUs: count from cuda:0"
+        )
 
 
 @contextmanager

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 from typing import get_args
 
+from flow_trainer.errors import ConfigError
 from flow_trainer.recipe.recipe import Recipe
 from flow_trainer.recipe.update import Forward, OnFinishedSamples
+from reward_api.transport.base import parse_url
 
 
 def check_recipe(recipe: Recipe) -> None:
@@ -28,6 +30,14 @@ def _rewards(recipe: Recipe) -> None:
     if not recipe.rewards:
         raise ValueError("rewards: name at least one, e.g. [rewards.ocr] url = ...")
     for name, reward in recipe.rewards.items():
+        urls = [reward.url] if isinstance(reward.url, str) else reward.url
+        if not urls:
+            raise ValueError(f"rewards.{name}.url = []: name at least one address")
+        for url in urls:
+            try:
+                parse_url(url)
+            except ValueError as error:
+                raise ValueError(f"rewards.{name}.url = {error}") from None
         if reward.clip is not None and reward.clip[0] >= reward.clip[1]:
             raise ValueError(f"rewards.{name}.clip = {reward.clip}: write [least, largest]")
         if recipe.advantage.std == "gdpo" and reward.normalise != "none":
@@ -119,3 +129,16 @@ def _trained_steps(recipe: Recipe) -> None:
             f"update.trained_steps = {u.trained_steps} exceeds the {available} steps there are to "
             "train (sampling.num_steps, sampling.window)"
         )
+
+
+def busy_share(recipe: Recipe, size: int) -> float:
+    """Which part of the time `size` ranks have a micro-batch to work on. Raises ConfigError when an
+    update has fewer micro-batches than there are ranks."""
+    batches = -(-recipe.share // recipe.sampling.micro_batch)
+    if batches < size:
+        raise ConfigError(
+            f"an update's {recipe.share} images in micro-batches of {recipe.sampling.micro_batch} "
+            f"are work for {batches} processes, not for {size}: set sampling.micro_batch to "
+            f"{max(recipe.share // size, 1)} or less, or start fewer processes"
+        )
+    return batches / (-(-batches // size) * size)

@@ -27,13 +27,16 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     path = Path(path)
     resolved = path.suffix == ".json"
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         data = json.loads(text) if resolved else tomllib.loads(text)
     except FileNotFoundError:
-        known = ", ".join(sorted(p.name for p in path.parent.glob("*.toml"))) or "none"
+        files = (p.name for p in path.parent.glob("*.toml") if p.name != "pyproject.toml")
+        known = ", ".join(sorted(files)) or "none"
         raise ConfigError(f"no recipe {path} (recipes there: {known})") from None
-    except (tomllib.TOMLDecodeError, json.JSONDecodeError) as error:
+    except (OSError, UnicodeDecodeError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path} is no recipe: it holds a {type(data).__name__}, not sections")
     for override in overrides:
         apply_override(data, override)
     if not resolved:
@@ -55,18 +58,35 @@ def parse_recipe(data: dict[str, Any], source: str = "recipe") -> Recipe:
 
 
 def save_resolved(recipe: Recipe, path: Path) -> None:
-    """The complete recipe as JSON, for `load_recipe`."""
-    path.write_text(json.dumps(recipe.model_dump(), indent=2) + "\n", encoding="utf-8")
+    """The complete recipe as JSON, for `load_recipe`; whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(recipe.model_dump(), indent=2) + "\n", encoding="utf-8")
+    partial.replace(path)
 
 
 def _explain(data: dict[str, Any], detail: Any) -> str:
     where = ".".join(str(part) for part in detail["loc"]) or "recipe"
     if detail["type"] != "extra_forbidden":
-        return f"{where}: {detail['msg'].removeprefix('Value error, ')}"
+        given = detail.get("input")
+        shown = f" (is {given!r})" if isinstance(given, (str, int, float)) else ""
+        return f"{where}: {detail['msg'].removeprefix('Value error, ')}{shown}"
     known = _fields_at(detail["loc"][:-1])
     nearest = difflib.get_close_matches(str(detail["loc"][-1]), known, n=1, cutoff=0.5)
+    elsewhere = _sections_with(str(detail["loc"][-1]))
+    if elsewhere:
+        nearest = [" or ".join(elsewhere)]
     hint = f"did you mean {nearest[0]}?" if nearest else f"known keys: {', '.join(known)}"
     return f"{where}: unknown key; {hint}"
+
+
+def _sections_with(name: str) -> list[str]:
+    """The keys that are called `name` in another section."""
+    found = [name] if name in Recipe.model_fields else []
+    for section, field in Recipe.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel) and name in kind.model_fields:
+            found.append(f"{section}.{name}")
+    return found
 
 
 def _fields_at(location: tuple[int | str, ...]) -> list[str]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from flow_trainer.errors import ConfigError
+
+TEXT = ".txt"
+JSON_LINES = (".jsonl", ".ndjson")
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,16 +24,28 @@ class Prompt:
 
 
 def read_prompts(path: str | Path) -> list[Prompt]:
-    """Reads `.txt` (a prompt per line) or `.jsonl` (`prompt`, and `metadata` or further keys, which
-    then are the metadata). Blank lines are skipped; duplicates are kept: a group belongs to a
-    position in the file, not to a text. Raises ConfigError with file and line."""
+    """Reads `.txt` (a prompt per line) or `.jsonl` and `.ndjson` (`prompt`, and `metadata` or further
+    keys, which then are the metadata). Blank lines are skipped; duplicates are kept: a group belongs
+    to a position in the file, not to a text. Raises ConfigError with file and line, also for other
+    suffixes and for a .txt that holds JSON: prompts are not guessed at."""
     path = Path(path)
+    suffix = path.suffix.lower()
+    if suffix not in (TEXT, *JSON_LINES):
+        raise ConfigError(
+            f"{path}: prompts come as .txt, a prompt per line, or as .jsonl (.ndjson), an object with "
+            f'"prompt" per line; {suffix or "a file without a suffix"} is neither'
+        )
     try:
         # not splitlines, which also breaks at U+2028 and the like inside a prompt
         lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except FileNotFoundError:
+        raise ConfigError(
+            f"cannot read prompts from {path}: no such file; correct [prompts], or write it "
+            "(`flow-grpo prompts --help`)"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read prompts from {path}: {error}") from None
-    parse = _parse_json if path.suffix == ".jsonl" else Prompt
+    parse = _parse_json if suffix in JSON_LINES else _parse_text
     prompts = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -43,6 +59,19 @@ def read_prompts(path: str | Path) -> list[Prompt]:
     return prompts
 
 
+def _parse_text(line: str) -> Prompt:
+    if line.startswith(("{", "[")):
+        try:
+            is_json = isinstance(json.loads(line), (dict, list))
+        except ValueError:
+            is_json = False
+        if is_json or line == "[":
+            raise ValueError(
+                'JSON in a .txt: name the file .jsonl, an object with "prompt" per line'
+            )
+    return Prompt(line)
+
+
 def _parse_json(line: str) -> Prompt:
     row = json.loads(line)
     if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
@@ -53,6 +82,12 @@ def _parse_json(line: str) -> Prompt:
     if not isinstance(metadata, dict):
         raise ValueError('"metadata" must be an object')
     return Prompt(row["prompt"], metadata)
+
+
+def prompts_digest(prompts: Iterable[Prompt]) -> str:
+    """SHA-256 of texts and metadata in their order: the same prompts, wherever their file lies."""
+    rows = [[prompt.text, dict(prompt.metadata)] for prompt in prompts]
+    return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
 
 
 def epoch_prompts(num_prompts: int, prompts_per_epoch: int, epoch: int, seed: int) -> list[int]:

@@ -35,7 +35,7 @@ class QuietLog(RunLog):
     def start(self, epoch: int) -> None:
         pass
 
-    def phase(self, text: str) -> None:
+    def phase(self, text: str, *, long: bool = False) -> None:
         pass
 
     def advance(self, epoch: int, total: int, note: str) -> None:

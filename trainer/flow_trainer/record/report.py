@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +41,7 @@ def write_report(run: Path) -> Path:
 
     rows = read_metrics(run)
     summary_path = run / "summary.json"
-    summary = json.loads(summary_path.read_text()) if summary_path.exists() else {}
+    summary = _read_summary(summary_path) if summary_path.exists() else {}
     recipe = load_recipe(run / "recipe.json")
     environment = Environment(
         loader=PackageLoader("flow_trainer.record", "templates"),
@@ -60,11 +61,32 @@ def write_report(run: Path) -> Path:
     return path
 
 
+def _read_summary(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise ConfigError(
+            f"{path} cannot be read ({error}): remove it, or resume the run"
+        ) from None
+
+
 def read_metrics(run: Path) -> list[dict[str, Any]]:
     path = run / "metrics.jsonl"
     if not path.exists():
         raise ConfigError(f"{run} holds no metrics.jsonl: is it a run folder?")
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    rows = []
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    for number, line in enumerate(lines, 1):
+        try:
+            if line.strip():
+                rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            if number == len(lines):
+                break  # a line that is being written, or was when the run was killed
+            raise ConfigError(
+                f"{path}:{number}: {error}: remove that line, or resume the run from its checkpoint"
+            ) from None
+    return [row for row in rows if isinstance(row, dict) and {"kind", "epoch"} <= row.keys()]
 
 
 def summary_table(summary: dict[str, Any]) -> str:
@@ -169,7 +191,7 @@ def _pairs(run: Path) -> list[Pair]:
     paths = [run / "heldout" / f"{name}.npz" for name in ("before", "after")]
     if not all(path.exists() for path in paths):
         return []
-    before, after = (np.load(path, allow_pickle=False) for path in paths)
+    before, after = (_load(path) for path in paths)
     prompts = list(dict.fromkeys(before["prompts"].tolist()))[:PAIR_PROMPTS]
     pairs = []
     for prompt in prompts:
@@ -184,6 +206,15 @@ def _pairs(run: Path) -> list[Pair]:
             )
         )
     return pairs
+
+
+def _load(path: Path) -> Any:
+    try:
+        return np.load(path, allow_pickle=False)
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ConfigError(
+            f"{path} cannot be read ({error}): remove it, or evaluate again"
+        ) from None
 
 
 def _mean(values: np.ndarray) -> float | None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import time
+import uuid
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -40,10 +41,10 @@ class RunLog:
         for name in LOG_FILES:
             path = run / name
             with path.open("ab") as file:
-                file.truncate((offsets or {}).get(name, 0))
+                file.truncate(min((offsets or {}).get(name, 0), file.tell()))
             self._files[name] = path.open("a", encoding="utf-8")
         self._tensorboard = _tensorboard(run, recipe.logging)
-        self._wandb = _wandb(run, recipe)
+        self._wandb = _wandb(run, recipe, resumed=offsets is not None)
         self.console = Console(stderr=True, highlight=False)
         self._progress = _progress(self.console)
         self._task = self._progress.add_task("train", total=recipe.epochs, note="", phase="")
@@ -94,11 +95,14 @@ class RunLog:
             self._progress.update(self._task, completed=epoch)
             self._progress.start()
 
-    def phase(self, text: str) -> None:
-        """What is going on within an epoch, on a terminal: epochs of large models take minutes."""
+    def phase(self, text: str, *, long: bool = False) -> None:
+        """What is going on within an epoch, on a terminal: epochs of large models take minutes. What
+        takes `long` and comes outside an epoch's own time is a line elsewhere too."""
         if self.console.is_terminal:
             self._progress.update(self._task, phase=text)
             self._progress.start()
+        elif long:
+            self.say(text)
 
     def advance(self, epoch: int, total: int, note: str) -> None:
         """Epoch `epoch` (1-based) of `total` is done."""
@@ -148,7 +152,7 @@ def _tensorboard(run: Path, config: Logging) -> Any:
 class _Wandb:
     """Weights & Biases; imported only when the recipe names a project."""
 
-    def __init__(self, run: Path, recipe: Recipe) -> None:
+    def __init__(self, run: Path, recipe: Recipe, *, resumed: bool) -> None:
         try:
             import wandb
         except ImportError:
@@ -163,7 +167,7 @@ class _Wandb:
             dir=str(run),
             config=recipe.model_dump(exclude={"rewards"}),
             resume="allow",
-            id=run.name,
+            id=_wandb_id(run, resumed),
         )
 
     def log(self, values: Mapping[str, Any]) -> None:
@@ -176,8 +180,19 @@ class _Wandb:
         self._run.finish()
 
 
-def _wandb(run: Path, recipe: Recipe) -> _Wandb | None:
-    return _Wandb(run, recipe) if recipe.logging.wandb_project else None
+def _wandb(run: Path, recipe: Recipe, *, resumed: bool) -> _Wandb | None:
+    return _Wandb(run, recipe, resumed=resumed) if recipe.logging.wandb_project else None
+
+
+def _wandb_id(run: Path, resumed: bool) -> str:
+    """The run's own: folders of one name, here or on another machine, are different runs, and so is
+    what starts anew in an old folder."""
+    path = run / "wandb_id"
+    if resumed and path.exists():
+        return path.read_text().strip()
+    found = uuid.uuid4().hex
+    path.write_text(found + "\n")
+    return found
 
 
 def image_grid(images: np.ndarray, columns: int, scale: int = 1, gap: int = 2) -> np.ndarray:
