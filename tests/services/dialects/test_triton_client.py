@@ -54,7 +54,14 @@ def _check(found, values):
     count = len(values)
     assert found["live"] is found["ready"] is found["model_ready"] is True
     assert found["server"]["name"] == "flow-rewards"
-    assert found["server"]["extensions"] == ["binary_tensor_data"]
+    assert "model_configuration" in found["server"]["extensions"]
+    config = found["config"].get("config", found["config"])  # over gRPC it is a member
+    assert [tensor["name"] for tensor in config["output"]] == ["SCORE", "length"]
+    (statistics,) = found["statistics"]["model_stats"]
+    assert statistics["name"] == "judged"
+    models = found["index"].get("models") if isinstance(found["index"], dict) else found["index"]
+    assert models == [{"name": "judged", "version": __version__, "state": "READY", **models[0]}]
+    assert "this service is 'judged'" in found["unknown"]
     assert found["model"]["versions"] == [__version__]
     assert [tensor["name"] for tensor in found["model"]["inputs"]] == [
         "IMAGE",

@@ -51,6 +51,10 @@ def about(client: Any, module: Any) -> dict[str, Any]:
         "model_ready": client.is_model_ready(MODEL),
         "server": client.get_server_metadata(**as_json),
         "model": client.get_model_metadata(MODEL, **as_json),
+        "config": client.get_model_config(MODEL, **as_json),
+        "statistics": client.get_inference_statistics(MODEL, **as_json),
+        "index": client.get_model_repository_index(**as_json),
+        "unknown": failure(lambda: client.get_model_config("other")),
     }
 
 

@@ -40,6 +40,7 @@ from reward_services.chassis.http.problems import (
     plain_problem,
     problem_response,
 )
+from reward_services.chassis.idempotency import KEY_HEADER
 from reward_services.chassis.page.route import router as page_router
 from reward_services.chassis.service import RewardService, State
 
@@ -81,6 +82,7 @@ _REQUEST_DOCUMENT: dict[str, Any] = {
             (TIMEOUT_HEADER, "integer", "deadline, milliseconds from now"),
             (PRIORITY_HEADER, "integer", "1 (first) to 3 (last); default 2"),
             (REQUEST_ID_HEADER, "string", "echoed in the answer and in the logs"),
+            (KEY_HEADER, "string", "a retry with the same key gets the same answer"),
             (LENGTH_HEADER, "integer", "binary form: bytes of JSON at the start"),
         )
     ],
