@@ -65,8 +65,10 @@ def log_epoch(
     scores: Scores,
     advantages: Advantages,
     stats: UpdateStats,
+    watched: dict[str, float],
     timing: dict[str, float],
-) -> None:
+) -> dict[str, Any]:
+    """Writes them and returns the line of metrics."""
     epoch, tolerance = batch.epoch, ratio_tolerance(run.recipe)
     if stats.ratio_error > tolerance and batch.staleness == 0:
         run.log.say(
@@ -76,28 +78,27 @@ def log_epoch(
     if (missing := missing_scores(scores)) is not None:
         run.log.say(f"[yellow]epoch {epoch + 1}: {missing}[/yellow]")
     failures = scores.failures()
-    run.log.metrics(
-        "train",
-        epoch + 1,
-        {
-            "reward": scores.mean(),
-            **scores.reward_means(),
-            **advantages.metrics,
-            **stats.means(),
-            "ratio_error": stats.ratio_error,
-            "staleness": batch.staleness,
-            "grad_norm": stats.grad_norm,
-            **_scaling(run, stats),
-            "learning_rate": stats.learning_rate,
-            "updates": run.progress.updates,
-            "window": [run.recipe.window(epoch).start, run.recipe.window(epoch).stop],
-            "failed": int((~scores.valid).sum()),
-            **({"failures": failures} if failures else {}),
-            **timing,
-        },
-    )
+    metrics = {
+        "reward": scores.mean(),
+        **scores.reward_means(),
+        **advantages.metrics,
+        **stats.means(),
+        "ratio_error": stats.ratio_error,
+        "staleness": batch.staleness,
+        "grad_norm": stats.grad_norm,
+        **_scaling(run, stats),
+        "learning_rate": stats.learning_rate,
+        "updates": run.progress.updates,
+        "window": [run.recipe.window(epoch).start, run.recipe.window(epoch).stop],
+        "failed": int((~scores.valid).sum()),
+        **({"failures": failures} if failures else {}),
+        **watched,
+        **timing,
+    }
+    run.log.metrics("train", epoch + 1, metrics)
     hashes = _image_hashes(run, batch)
     run.log.audit(audit_rows(epoch + 1, batch.prompts, hashes, scores, advantages))
+    return metrics
 
 
 def missing_scores(scores: Scores) -> str | None:

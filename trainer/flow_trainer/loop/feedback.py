@@ -96,7 +96,7 @@ def epoch_advantages(
     used = large_enough(valid.reshape(shape), recipe.scoring.min_group)
     total = combine_rewards(
         {name: values.reshape(shape) for name, values in rewards.items()},
-        recipe.rewards,
+        recipe.trained,
         used,
         normalise="prompt" if a.std == "gdpo" else None,
     )

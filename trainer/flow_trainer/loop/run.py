@@ -76,7 +76,7 @@ def open_run(
     recipe: Recipe, folder: Path, *, resume: bool, device: torch.device, world: World
 ) -> Run:
     """All ranks open a run together."""
-    scorer = Scorer(recipe.rewards, recipe.scoring, world, recipe.images_per_epoch)
+    scorer = Scorer(recipe.trained, recipe.scoring, world, recipe.images_per_epoch)
     try:
         return _open(recipe, folder, scorer, resume=resume, device=device, world=world)
     except BaseException:

@@ -43,7 +43,7 @@ def evaluate_checkpoint(
     if out is not None:
         make_folder(out)
     images = max(recipe.images_per_epoch, len(prompts) * images_per_prompt)
-    scorer = Scorer(recipe.rewards, recipe.scoring, images_per_epoch=images)
+    scorer = Scorer(recipe.trained, recipe.scoring, images_per_epoch=images)
     try:
         scorer.wait_ready(scorer.timeout_s)
         policy = load_policy(recipe.model, pick_device(recipe.device), with_reference=False)

@@ -6,7 +6,7 @@ import json
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from flow_trainer.loop.ratio import check_ratio
 from flow_trainer.loop.run import Run, note_revisions, open_run
 from flow_trainer.loop.sampling import Batch, sample, sample_again
 from flow_trainer.loop.update import update
+from flow_trainer.loop.watching import Watching
 from flow_trainer.parallel.world import open_world, pick_device, restarted
 from flow_trainer.recipe import Recipe
 from flow_trainer.record.lock import sole_trainer
@@ -46,9 +47,9 @@ def train(recipe: Recipe, folder: Path, *, resume: bool = False) -> dict[str, An
         resume = resume or restarted()
         run = open_run(recipe, folder, resume=resume, device=device, world=world)
         try:
-            with _signals(run):
+            with _signals(run), closing(Watching(run)) as watching:
                 before = _heldout(run, "before")
-                _epochs(run)
+                _epochs(run, watching)
                 after = _finish(run)
             return write_summary(run, before, after)
         finally:
@@ -56,7 +57,7 @@ def train(recipe: Recipe, folder: Path, *, resume: bool = False) -> dict[str, An
             run.scorer.close()
 
 
-def _epochs(run: Run) -> None:
+def _epochs(run: Run, watching: Watching) -> None:
     recipe = run.recipe
     if not run.resumed:
         if not recipe.update.forward_process:
@@ -73,6 +74,7 @@ def _epochs(run: Run) -> None:
         if recipe.scoring.overlap == "epoch" and epoch + 1 < recipe.epochs:
             ahead = sample(run, epoch + 1, ahead=True)
         sampled = time.perf_counter()
+        watching.begin(batch)
         # TRAINING: replay the stochastic steps with gradients
         feedback = Feedback(
             recipe, run.scorer, batch.jobs, partial(_hold, run), partial(_leave_waiting, run)
@@ -92,7 +94,16 @@ def _epochs(run: Run) -> None:
             **meters(run, ended - started),
         }
         note_revisions(run, feedback.scores.revisions())
-        log_epoch(run, batch, feedback.scores, feedback.advantages, stats, timing)
+        metrics = log_epoch(
+            run,
+            batch,
+            feedback.scores,
+            feedback.advantages,
+            stats,
+            watching.look(batch),
+            timing,
+        )
+        watching.ring(epoch + 1, metrics)
         _after_epoch(run, batch, feedback.scores)
 
 

@@ -12,7 +12,16 @@ from reward_api.transport.base import parse_url
 
 
 def check_recipe(recipe: Recipe) -> None:
-    for check in (_model, _rewards, _overlap, _sizes, _objective, _forward_process, _trained_steps):
+    for check in (
+        _model,
+        _rewards,
+        _monitors,
+        _overlap,
+        _sizes,
+        _objective,
+        _forward_process,
+        _trained_steps,
+    ):
         check(recipe)
 
 
@@ -45,6 +54,15 @@ def _rewards(recipe: Recipe) -> None:
                 "advantage.std = gdpo normalises every reward in its group already: leave out "
                 f"rewards.{name}.normalise"
             )
+
+
+def _monitors(recipe: Recipe) -> None:
+    if not recipe.trained:
+        raise ValueError("rewards: all are monitors; one without monitor = true must train")
+    for name, reward in recipe.monitors.items():
+        changed = [k for k in ("weight", "clip", "normalise") if k in reward.model_fields_set]
+        if changed:
+            raise ValueError(f"rewards.{name}.{changed[0]}: a monitor never trains: leave it out")
 
 
 def _overlap(recipe: Recipe) -> None:

@@ -12,7 +12,7 @@ from pydantic import Field
 from flow_trainer.algorithm.window import window
 from flow_trainer.recipe.model import Model
 from flow_trainer.recipe.rewards import Advantage, Reward, Scoring
-from flow_trainer.recipe.running import Checkpoints, Evaluation, Logging, Parallel
+from flow_trainer.recipe.running import Checkpoints, Evaluation, Logging, Parallel, Watch
 from flow_trainer.recipe.sampling import Prompts, Sampling
 from flow_trainer.recipe.section import Section
 from flow_trainer.recipe.update import Ema, Forward, Update
@@ -36,6 +36,16 @@ class Recipe(Section):
     parallel: Parallel = Parallel()
     checkpoints: Checkpoints = Checkpoints()
     logging: Logging = Logging()
+    watch: Watch = Watch()
+
+    @property
+    def trained(self) -> dict[str, Reward]:
+        """The rewards that make the advantages."""
+        return {name: reward for name, reward in self.rewards.items() if not reward.monitor}
+
+    @property
+    def monitors(self) -> dict[str, Reward]:
+        return {name: reward for name, reward in self.rewards.items() if reward.monitor}
 
     @property
     def images_per_epoch(self) -> int:

@@ -21,6 +21,8 @@ class Reward(Section):
     """Least and largest score that counts."""
     normalise: Literal["none", "prompt", "global"] = "none"
     """Before weighting: to mean 0 and standard deviation 1 in its group, or over the epoch."""
+    monitor: bool = False
+    """Scores a sample of every epoch and never trains: a second opinion for the watch."""
     token_env: str | None = None
     """Name of the environment variable that holds the bearer token."""
 

@@ -30,6 +30,17 @@ class Checkpoints(Section):
     keep: int = Field(default=2, ge=1)
 
 
+class Watch(Section):
+    """What an epoch's samples look like, against the band of the run's first epochs."""
+
+    band_epochs: int = Field(default=10, ge=2)
+    """Epochs that make the band; alarms can ring from three epochs later on."""
+    monitor_images: int = Field(default=64, ge=1)
+    """About how many of an epoch's images each reward with monitor = true scores."""
+    on_alarm: Literal["continue", "stop"] = "continue"
+    """stop: save and leave; --resume goes on, and the alarm that rang does not ring again."""
+
+
 class Logging(Section):
     tensorboard: bool = True
     wandb_project: str | None = None

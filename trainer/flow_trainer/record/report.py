@@ -17,6 +17,7 @@ from PIL import Image
 from flow_trainer.errors import ConfigError
 from flow_trainer.recipe import load_recipe
 from flow_trainer.record.runlog import image_grid
+from flow_trainer.record.watch import QUANTITIES
 
 PAIR_PROMPTS = 8
 IMAGES_EACH = 4
@@ -52,6 +53,7 @@ def write_report(run: Path) -> Path:
         summary=summary,
         facts=_facts(summary),
         curves=_curves(rows, summary),
+        alarms=[row for row in rows if row["kind"] == "alarm"],
         pairs=_pairs(run),
         recipe=json.dumps(recipe.model_dump(), indent=2),
         epochs=recipe.epochs,
@@ -119,6 +121,7 @@ def _curves(rows: Sequence[dict[str, Any]], summary: dict[str, Any]) -> list[tup
     validation = [row for row in rows if row["kind"] == "validation"]
     if not train:
         return []
+    alarms = [row for row in rows if row["kind"] == "alarm"]
     reward = _chart(
         [
             ("rollout (SDE, training prompts)", *_series(train, "reward")),
@@ -129,7 +132,8 @@ def _curves(rows: Sequence[dict[str, Any]], summary: dict[str, Any]) -> list[tup
     charts = [("Reward", reward)]
     for title, key in [
         ("Spread inside groups (standard deviation)", "group_std"),
-        ("KL to the reference", "kl"),
+        *((what.title, key) for key, what in QUANTITIES.items()),
+        *((f"Monitor {key.removeprefix('monitor.')}", key) for key in _monitors(train)),
         ("Clip fraction", "clip_fraction"),
         ("Gradient norm", "grad_norm"),
         ("Seconds per epoch", "epoch_s"),
@@ -139,8 +143,13 @@ def _curves(rows: Sequence[dict[str, Any]], summary: dict[str, Any]) -> list[tup
         ("Peak memory, GB", "peak_memory_gb"),
     ]:
         if any(key in row for row in train):
-            charts.append((title, _chart([(title, *_series(train, key))])))
+            rang = [row["epoch"] for row in alarms if row["quantity"] == key]
+            charts.append((title, _chart([(title, *_series(train, key))], alarms=rang)))
     return charts
+
+
+def _monitors(train: Sequence[dict[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(k for row in train for k in row if k.startswith("monitor.")))
 
 
 def _series(rows: Sequence[dict[str, Any]], key: str) -> tuple[list[float], list[float]]:
@@ -156,7 +165,9 @@ def _heldout_points(summary: dict[str, Any], last: int) -> list[tuple[str, float
 def _chart(
     series: Sequence[tuple[str, list[float], list[float]]],
     points: Sequence[tuple[str, float, float]] = (),
+    alarms: Sequence[int] = (),
 ) -> str:
+    """An SVG; `alarms` are epochs, each a dashed line."""
     from matplotlib.figure import Figure
 
     main = bool(points) or len(series) > 1
@@ -166,6 +177,11 @@ def _chart(
         axes.plot(x, y, label=name, linewidth=1.6)
     for name, x, y in points:
         axes.plot([x], [y], "o", markersize=7, label=f"{name}: {y:.3f}")
+    for number, epoch in enumerate(alarms):
+        label = None if number else "alarm"
+        axes.axvline(epoch, color="#c0392b", linestyle="--", linewidth=1.2, label=label)
+    if alarms:
+        axes.legend(frameon=False, fontsize=8)
     axes.set_xlabel("epoch")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
