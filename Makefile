@@ -10,7 +10,7 @@ export PYTHONDONTWRITEBYTECODE :=
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile \
   --constraint constraints.txt
 
-.PHONY: help demo test check lint imports types proto-check test-paddle test-triton test-containers geneval-ops bench clean
+.PHONY: help demo test check lint imports types proto-check test-paddle test-triton test-containers geneval-ops bench gpu-check gpu-kit clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 17
@@ -68,6 +68,22 @@ bench: ## service overhead and batching, against Flask + pickle and LitServe
 	  --constraint constraints.txt --requirement benchmarks/requirements.txt --editable '.[serve]'
 	.venv-bench/bin/python benchmarks/overhead.py
 	.venv-bench/bin/python benchmarks/batching.py
+
+# PYTHON: the one that has torch, with CUDA. SHRUNK=1: the same steps on a CPU, shapes shrunk.
+gpu-check: ## what only a GPU can show, in nine minutes at most (docs/gpu/README.md); SHRUNK=1 on a CPU
+	$(PYTHON) benchmarks/gpu/check.py $(if $(SHRUNK),--shrunk) $(GPU_CHECK)
+
+KIT ?= gpu-kit
+KIT_PYTHON ?= 3.12
+KIT_MB := 60
+
+# On the machine: pip install --no-index --no-deps --target site gpu-kit/*.whl; PYTHONPATH=site make gpu-check
+gpu-kit: ## wheels that a machine with torch and no network lacks for gpu-check, in one folder
+	$(PYTHON) -m pip --disable-pip-version-check download --quiet --no-deps --only-binary=:all: \
+	  --python-version $(KIT_PYTHON) --implementation cp $(foreach n,39 34 31 28 27 17 5,--platform manylinux_2_$(n)_x86_64) \
+	  --platform manylinux2014_x86_64 --platform manylinux1_x86_64 --platform any \
+	  --constraint constraints.txt --requirement benchmarks/gpu/kit.txt --dest $(KIT)
+	@mb=$$(du -sm $(KIT) | cut -f1); echo "$(KIT): $$mb MB"; [ $$mb -le $(KIT_MB) ]
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -117,10 +117,16 @@ def main() -> None:
 
 def document(runs: list[dict[str, Any]]) -> str:
     """The tables of docs/memory.md."""
-    by_recipe = {name: run for run in runs for name in run["recipes"]}
+    recipes = {path.stem: load_recipe(path) for path in published()}
+    by_settings = {json.dumps(run["settings"]): run for run in runs}
+    by_recipe = {
+        name: by_settings[json.dumps(settings(recipe))]
+        for name, recipe in recipes.items()
+        if json.dumps(settings(recipe)) in by_settings
+    }
     rows, worst = [], (0.0, "")
     for name, run in sorted(by_recipe.items()):
-        recipe = load_recipe(RECIPES / f"{name}.toml")
+        recipe = recipes[name]
         m = recipe.model
         architecture = inspect(m.path, m.family, m.lora_rank)
         assert architecture is not None
@@ -143,7 +149,8 @@ def document(runs: list[dict[str, Any]]) -> str:
     header = ["recipe", "fake run, GB", "estimate, GB", "off by", "with text encoders, GB", "fits"]
     return (
         f"{markdown(header, rows)}\n\nLargest deviation: {worst[0]:.1%} (`{worst[1]}`). Fake runs "
-        f"with torch {torch.__version__.split('+')[0]}."
+        f"with torch {torch.__version__.split('+')[0]}. No fake run on record: "
+        f"{', '.join(sorted(set(recipes) - set(by_recipe))) or 'none'}."
     )
 
 

@@ -1,0 +1,56 @@
+"""Steps `sd35m` and `flux`: an epoch here and the official way, through benchmarks/train_step.py."""
+
+from __future__ import annotations
+
+import train_step
+from environment import device
+from step import Write
+
+from flow_trainer.models.architectures import inspect
+from flow_trainer.models.memory import memory
+from flow_trainer.record.throughput import peak_flops, speed
+
+SIZES = {
+    "sampling.prompts_per_epoch": 2,
+    "sampling.group_size": 8,
+}
+"""Of an epoch: two updates of a micro-batch each."""
+SHRUNK = {
+    "sampling.group_size": 2,
+    "sampling.micro_batch": 2,
+    "sampling.num_steps": 5,
+    "model.height": 32,
+    "model.width": 32,
+    "model.max_sequence_length": 16,
+}
+
+
+def epoch(name: str, shrunk: bool, write: Write) -> None:
+    settings = [f"--set={k}={v}" for k, v in (SIZES | (SHRUNK if shrunk else {})).items()]
+    flags = ["--shrunk"] if shrunk else []
+    options = train_step.parse(
+        ["--model", name, "--device", str(device(shrunk)), *flags, *settings]
+    )
+    bench = train_step.make_bench(options)
+    recipe, images = bench.recipe, bench.recipe.images_per_epoch
+    architecture = inspect(recipe.model.path, recipe.model.family, recipe.model.lora_rank)
+    assert architecture is not None
+    estimate = memory(recipe, architecture)
+    encoders = estimate.text_encoders * estimate.encoders_stay
+    peak = peak_flops(bench.device, recipe.model.dtype)
+    found: dict = {"estimate_gb": round((estimate.training_peak - encoders) / 1e9, 1)}
+    bench.epoch(official=False, reward_s=0.0)  # the first does not count
+    for way, official in ((train_step.HERE, False), (train_step.OFFICIAL, True)):
+        took = bench.epoch(official=official, reward_s=0.0)
+        found[way] = {
+            "peak_gb": round(took.peak_memory_gb, 2),
+            "sampling": _rates(took.sampled, images, took.sample_s, peak),
+            "update": _rates(took.updated, images, took.update_s, peak),
+            "images_per_second": images / took.total_s,
+        }
+        write(found)
+
+
+def _rates(work, images: int, seconds: float, peak: float | None) -> dict[str, float]:
+    rate = speed(work, images, seconds, peak)
+    return {key: rate[key] for key in ("images_per_second", "mfu") if key in rate}
