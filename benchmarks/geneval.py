@@ -59,8 +59,8 @@ def batched(scorer: GenevalScorer, size: int) -> Score:
 
 def _score_alone(scorer: GenevalScorer, sample: Sample) -> float:
     (found,) = scorer.detector.detect([sample.image])
-    kept = kept_by_class(found, sample.prepared.tag)
-    asked = boxes_to_color(sample.prepared, kept)
+    kept = kept_by_class(found, sample.prepared.metadata.tag)
+    asked = boxes_to_color(sample.prepared.metadata, kept)
     colors: dict[int, str] = {}
     for name in {CLASSES[found.labels[index]] for index in asked}:
         own = [index for index in asked if CLASSES[found.labels[index]] == name]
@@ -70,7 +70,7 @@ def _score_alone(scorer: GenevalScorer, sample: Sample) -> float:
         )
         squares = [square for batch in loader for square in batch]
         colors |= zip(own, scorer.classifier.classify(squares, [name] * len(own)), strict=True)
-    return evaluate(sample.prepared, Scene(found.boxes, kept, colors)).scores["flow_grpo"]
+    return evaluate(sample.prepared.metadata, Scene(found.boxes, kept, colors)).scores["flow_grpo"]
 
 
 @dataclass
@@ -173,7 +173,9 @@ def main() -> None:
         for name, times in seconds.items()
     ]
     print(markdown(["", "items/s, best round", "median round", "times the first (median)"], rows))
-    asked = sum(clause.color is not None for one in samples for clause in one.prepared.include)
+    asked = sum(
+        clause.color is not None for one in samples for clause in one.prepared.metadata.include
+    )
     print(
         f"\n{options.images} images of {options.side} x {options.side}, {asked} color clauses, "
         f"{options.rounds} rounds, {options.device}"

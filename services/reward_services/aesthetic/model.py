@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import CLIPConfig, CLIPVisionModelWithProjection
 
+from reward_services.clip.device import model_pixels
 from reward_services.clip.gradients import input_gradient
 from reward_services.clip.model import load_checkpoint, unit
 
@@ -42,6 +43,7 @@ class ImageTower:
 
     @torch.inference_mode()
     def features(self, pixels: np.ndarray) -> np.ndarray:
-        """(N, 3, H, W) float32 normalised pixels -> (N, width) float32 of unit length."""
-        inputs = torch.from_numpy(pixels).to(self._model.device, self._model.dtype)
+        """(N, H, W, 3) uint8 crops, or (N, 3, H, W) float32 normalised pixels ->
+        (N, width) float32 of unit length."""
+        inputs = model_pixels(pixels, self._model.device).to(self._model.dtype)
         return unit(self._model(pixel_values=inputs).image_embeds).cpu().numpy()

@@ -72,7 +72,7 @@ class AestheticScorer(Scorer):
         return clip_crop(sample.image)
 
     def score(self, batch: Sequence[Sample]) -> Sequence[ItemScore]:
-        features = self._tower.features(clip_normalise([sample.prepared for sample in batch]))
+        features = self._tower.features(np.stack([sample.prepared for sample in batch]))
         return [
             ItemScore(value=value, scores={"aesthetic": value})
             for value in self._head.scores(features)

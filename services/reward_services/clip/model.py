@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from reward_services.chassis.weights import WeightsError
+from reward_services.clip.device import model_pixels
 from reward_services.clip.gradients import input_gradient
 
 
@@ -49,8 +50,9 @@ class ClipPairs:
 
     @torch.inference_mode()
     def cosines(self, pixels: np.ndarray, prompts: Sequence[str]) -> list[float]:
-        """(N, 3, H, W) float32 normalised pixels and their N prompts -> N cosines."""
-        inputs = torch.from_numpy(pixels).to(self._model.device, self._model.dtype)
+        """(N, H, W, 3) uint8 crops, or (N, 3, H, W) float32 normalised pixels, and their N prompts
+        -> N cosines."""
+        inputs = model_pixels(pixels, self._model.device).to(self._model.dtype)
         return self._cosines(inputs, prompts).tolist()
 
     def gradients(self, pixels: np.ndarray, prompts: Sequence[str]) -> tuple[list[float], Tensor]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from reward_services.clip.device import model_pixels
 from reward_services.deqa import prompt
 from reward_services.deqa.abstractor import VisualAbstractor
 from reward_services.deqa.config import Config
@@ -83,8 +84,9 @@ class Judge:
 
     @torch.inference_mode()
     def level_logits(self, pixels: np.ndarray) -> np.ndarray:
-        """(N, 3, S, S) float32 normalised -> (N, 5): excellent, good, fair, poor, bad."""
-        image = self.model.image_rows(torch.from_numpy(pixels).to(self._after))
+        """(N, S, S, 3) uint8, or (N, 3, S, S) float32 normalised -> (N, 5): excellent, good, fair,
+        poor, bad."""
+        image = self.model.image_rows(model_pixels(pixels, self._after.device).to(self._after))
         rows = torch.cat([image, self._after.expand(len(image), -1, -1)], 1)
         states = self.model.decode(rows, slice(0, image.shape[1]), self._before)
         last = self.model.model.norm(states[:, -1])

@@ -12,7 +12,6 @@ import numpy as np
 from reward_api.wire.messages import ItemScore, ScoreRange
 from reward_services.chassis.scorer import Sample, Scorer, ScorerInfo, ScorerSettings
 from reward_services.chassis.weights import Weights, WeightsError, fetch_weights
-from reward_services.clip.pixels import clip_normalise
 from reward_services.deqa import levels, prompt
 from reward_services.deqa.config import Config, read_config
 from reward_services.deqa.pixels import jpeg_copy, seen
@@ -77,7 +76,7 @@ class DeqaScorer(Scorer):
         return seen(image, self._side)
 
     def score(self, batch: Sequence[Sample]) -> Sequence[ItemScore]:
-        logits = self._judge.level_logits(clip_normalise([sample.prepared for sample in batch]))
+        logits = self._judge.level_logits(np.stack([sample.prepared for sample in batch]))
         rated = levels.probabilities(logits)
         return [_score(*pair) for pair in zip(batch, rated, strict=True)]
 

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from open_clip import CLIP, SimpleTokenizer, load_checkpoint
 
 from reward_services.chassis.weights import WeightsError
-from reward_services.clip.pixels import clip_crop, clip_normalise
+from reward_services.clip.device import model_pixels
+from reward_services.clip.pixels import clip_crop
 from reward_services.geneval.colors import COLORS, color_texts
 
 _CHUNK = 64  # crops in one forward pass: 39 MB of input, whatever the size of the batch
@@ -47,7 +48,7 @@ class ColorClassifier:
     def logits(self, squares: Sequence[np.ndarray], class_names: Sequence[str]) -> torch.Tensor:
         """(n, 10) float32: 100 times the cosine of each square and each color of its class."""
         texts = torch.stack([self._features_of(name) for name in class_names])
-        pixels = torch.from_numpy(clip_normalise(squares)).to(self._device)
+        pixels = model_pixels(np.stack(squares), self._device)
         with self._autocast():
             features = self._model.encode_image(pixels)
         features = F.normalize(features.float(), dim=-1)

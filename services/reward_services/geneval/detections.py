@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -35,6 +35,10 @@ class Detector(Protocol):
     identity: str
     """Packages with versions and a digest of config and weights: what can change a detection."""
 
-    def detect(self, images: Sequence[np.ndarray]) -> list[Detections]:
-        """The instances of each (H, W, 3) uint8 RGB image."""
+    def prepare(self, image: np.ndarray) -> Any:
+        """A (H, W, 3) uint8 RGB image at the network's scale; the work of a CPU, on many threads."""
+        ...
+
+    def detect_prepared(self, images: Sequence[Any]) -> list[Detections]:
+        """The instances of each image that `prepare` made ready; on the device thread."""
         ...

@@ -145,10 +145,11 @@ class Mask2Former:
 
     def _normalised(self, pixels: np.ndarray) -> torch.Tensor:
         """(N, h, w, 3) RGB -> (N, 3, H, W), H and W the next multiples of the network's step."""
+        planes = torch.from_numpy(pixels).to(self._mean.device)
         if self._swap_channels:
-            pixels = pixels[..., ::-1]
-        planes = torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
-        planes = (planes.to(self._mean.device).float() - self._mean) / self._std
+            planes = planes.flip(-1)
+        planes = planes.permute(0, 3, 1, 2).contiguous()
+        planes = (planes.float() - self._mean) / self._std
         height, width = planes.shape[-2:]
         rows, columns = -height % self._step, -width % self._step
         if not rows and not columns:

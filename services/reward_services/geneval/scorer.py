@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -91,6 +91,15 @@ class GenevalSettings(ScorerSettings):
     """what the color classifier computes in; auto: float16 on a GPU, float32 on a CPU, as published"""
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What `prepare` makes of an item."""
+
+    metadata: PromptMetadata
+    image: Any
+    """As the detector takes it."""
+
+
 class GenevalScorer(Scorer):
     Settings = GenevalSettings
     settings: GenevalSettings
@@ -153,9 +162,10 @@ class GenevalScorer(Scorer):
             revision=_revision(settings, identities),
         )
 
-    def prepare(self, sample: Sample) -> PromptMetadata:
+    def prepare(self, sample: Sample) -> Asked:
         check_aspect(sample.image)  # of a strip the detector's scale leaves no row
-        return parse_metadata(sample.metadata)
+        metadata = parse_metadata(sample.metadata)
+        return Asked(metadata, self.detector.prepare(sample.image))
 
     def batch_key(self, sample: Sample) -> Hashable:
         # Images of one shape need no padding to each other, which the detector would see.
@@ -166,13 +176,15 @@ class GenevalScorer(Scorer):
         return [replace(sample, metadata=metadata) for sample in super().warmup_samples()]
 
     def score(self, batch: Sequence[Sample]) -> Sequence[ItemScore]:
-        found = self.detector.detect([sample.image for sample in batch])
+        found = self.detector.detect_prepared([sample.prepared.image for sample in batch])
         findings = [self._finding(*pair) for pair in zip(batch, found, strict=True)]
         self._color(findings)
         return [self._score(finding) for finding in findings]
 
     def _finding(self, sample: Sample, detections: Detections) -> Finding:
-        kept = kept_by_class(detections, sample.prepared.tag, max_overlap=self.settings.max_overlap)
+        kept = kept_by_class(
+            detections, sample.prepared.metadata.tag, max_overlap=self.settings.max_overlap
+        )
         return Finding(sample, detections, kept)
 
     def _color(self, findings: Sequence[Finding]) -> None:
@@ -180,7 +192,7 @@ class GenevalScorer(Scorer):
         asked = [
             (finding, index)
             for finding in findings
-            for index in boxes_to_color(finding.sample.prepared, finding.kept)
+            for index in boxes_to_color(finding.sample.prepared.metadata, finding.kept)
         ]
         squares = list(self._crop_pool.map(lambda pair: self._square(*pair), asked))
         names = [CLASSES[finding.detections.labels[index]] for finding, index in asked]
@@ -194,7 +206,7 @@ class GenevalScorer(Scorer):
         return self.classifier.prepare(crop)
 
     def _score(self, finding: Finding) -> ItemScore:
-        evaluation = evaluate(finding.sample.prepared, finding.scene())
+        evaluation = evaluate(finding.sample.prepared.metadata, finding.scene())
         details = None
         if finding.sample.include_details:
             details = {"boxes": finding.box_details(), "clauses": evaluation.clauses}

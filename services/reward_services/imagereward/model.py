@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
 from reward_services.chassis.weights import WeightsError
+from reward_services.clip.device import model_pixels
 from reward_services.clip.gradients import input_gradient
 from reward_services.imagereward.checkpoint import read_checkpoint, text_config, vision_config
 
@@ -56,10 +57,11 @@ class ImageReward(nn.Module):
     def rewards(
         self, pixels: np.ndarray, ids: Sequence[Sequence[int]], mask: Sequence[Sequence[int]]
     ) -> list[float]:
-        """`forward` on the model's device."""
+        """`forward` on the model's device; pixels: (N, H, W, 3) uint8 crops, or (N, 3, H, W) float32
+        normalised."""
         device = self.text.device
-        inputs = torch.from_numpy(pixels), torch.tensor(ids), torch.tensor(mask)
-        return self(*(tensor.to(device) for tensor in inputs)).tolist()
+        tokens = (torch.tensor(numbers).to(device) for numbers in (ids, mask))
+        return self(model_pixels(pixels, device), *tokens).tolist()
 
 
 def load(checkpoint: Path, med_config: Path, device: str) -> ImageReward:

@@ -82,7 +82,7 @@ class ImageRewardScorer(Scorer):
     def score(self, batch: Sequence[Sample]) -> Sequence[ItemScore]:
         prepared: list[Prepared] = [sample.prepared for sample in batch]
         rewards = self._model.rewards(
-            clip_normalise([item.crop for item in prepared]),
+            np.stack([item.crop for item in prepared]),
             [item.tokens.ids for item in prepared],
             [item.tokens.attention_mask for item in prepared],
         )

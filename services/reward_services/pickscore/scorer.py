@@ -70,7 +70,7 @@ class PickScoreScorer(Scorer):
         return clip_crop(sample.image)
 
     def score(self, batch: Sequence[Sample]) -> Sequence[ItemScore]:
-        pixels = clip_normalise([sample.prepared for sample in batch])
+        pixels = np.stack([sample.prepared for sample in batch])
         cosines = self._clip.cosines(pixels, [sample.prompt for sample in batch])
         return [self._score(cosine) for cosine in cosines]
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from reward_api.errors import ItemFailure, Reason
+from reward_services.clip.device import model_pixels
 from reward_services.clip.pixels import check_aspect, clip_crop, clip_normalise
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden/clip_preprocess.json").read_text())
@@ -35,6 +36,15 @@ def test_pixels_equal_the_originals(case, route, crop):
 def test_a_batch_is_its_images_side_by_side():
     crops = [clip_crop(image_of(case)) for case in CASES[:3]]
     assert np.array_equal(clip_normalise(crops)[1], clip_normalise([crops[1]])[0])
+
+
+def test_the_device_normalises_number_for_number():
+    crops = np.stack([clip_crop(image_of(case)) for case in CASES[:3]])
+    expected = clip_normalise(list(crops))
+    found = model_pixels(crops, "cpu")
+    assert np.array_equal(found.numpy(), expected)
+    assert found.is_contiguous()
+    assert np.array_equal(model_pixels(expected, "cpu").numpy(), expected)
 
 
 def test_strips_are_refused_before_they_grow():

@@ -30,7 +30,10 @@ class Rectangles:
 
     identity = "rectangles"
 
-    def detect(self, images: Sequence[np.ndarray]) -> list[Detections]:
+    def prepare(self, image: np.ndarray) -> np.ndarray:
+        return image
+
+    def detect_prepared(self, images: Sequence[np.ndarray]) -> list[Detections]:
         return [self._detect(image) for image in images]
 
     def _detect(self, image: np.ndarray) -> Detections:

@@ -51,7 +51,7 @@ def test_a_second_object_costs_strict_and_flow_grpo_but_not_official(reward, dra
 
 def test_counting_wants_sure_boxes(reward, draw):
     image = draw((RED, LEFT), (BROWN, RIGHT))
-    detections = reward.detector.detect([image])[0]
+    detections = reward.detector.detect_prepared([image])[0]
     detections.scores[:] = [0.95, 0.5]
     scorer = GenevalScorer(GenevalSettings())
     scorer.detector = Fixed(detections)
@@ -71,7 +71,10 @@ class Fixed:
     def __init__(self, detections) -> None:
         self._detections = detections
 
-    def detect(self, images):
+    def prepare(self, image):
+        return image
+
+    def detect_prepared(self, images):
         return [self._detections for _ in images]
 
 
@@ -143,10 +146,13 @@ def test_an_image_on_which_the_detector_fails_leaves_its_mates_their_scores(rewa
     class Detector:
         identity = "raises"
 
-        def detect(self, images):
+        def prepare(self, image):
+            return image
+
+        def detect_prepared(self, images):
             if any(image.shape == poison.shape for image in images):
                 raise RuntimeError("the network failed")
-            return reward.detector.detect(images)
+            return reward.detector.detect_prepared(images)
 
     scorer = GenevalScorer(GenevalSettings())
     scorer.detector, scorer.classifier = Detector(), reward.classifier
