@@ -38,6 +38,7 @@ from flow_trainer.algorithm.trajectory import Trajectories
 from flow_trainer.doctor.estimate import forwards
 from flow_trainer.loop.feedback import epoch_advantages
 from flow_trainer.loop.rollout import rollout
+from flow_trainer.loop.updates.chosen import update_chosen
 from flow_trainer.loop.updates.forward import update_forward
 from flow_trainer.loop.updates.optimizers import make_optimizer
 from flow_trainer.loop.updates.replay import reference_velocities
@@ -154,7 +155,9 @@ class Bench:
         conditioning = policy.encode([prompt.text for prompt in self._prompts])
         what = recipe, 0, samples, conditioning, self._advantages
         if recipe.update.forward_process:
-            update_forward(policy, optimizer, ema, self._old, *what)
+            chooses = recipe.update.trains_on == "chosen samples"
+            update_samples = update_chosen if chooses else update_forward
+            update_samples(policy, optimizer, ema, self._old, *what)
             return
         v_ref = reference_velocities(policy, recipe, 0, samples, conditioning)
         update_policy(policy, optimizer, ema, *what, v_ref)

@@ -167,7 +167,10 @@ def test_killed_runs_resume_bit_for_bit(
         assert rows[0] == rows[1]
 
 
-@pytest.mark.parametrize(("objective", "epochs", "gain"), [("nft", 6, 0.003), ("awm", 5, 0.01)])
+@pytest.mark.parametrize(
+    ("objective", "epochs", "gain"),
+    [("nft", 6, 0.003), ("awm", 5, 0.01), ("sft", 8, 0.003), ("orw", 8, 0.003), ("dpo", 6, 0.003)],
+)
 def test_the_forward_process_climbs_and_resumes_bit_for_bit(
     brightness: Service,
     data: Callable[..., dict[str, Any]],
@@ -194,7 +197,7 @@ def test_the_forward_process_climbs_and_resumes_bit_for_bit(
                 "beta": 1e-4,
                 "steps_per_forward": 3,
             },
-            forward={"strength": 0.1},
+            forward={"strength": 0.1, "temperature": 2.0},
             evaluation={"every": 0},
         )
 

@@ -15,7 +15,7 @@ from flow_trainer.algorithm.ema import Ema, old_policy_rule
 from flow_trainer.errors import NonFiniteError, RatioError
 from flow_trainer.loop.ratio import check_ratio, measure_ratio
 from flow_trainer.loop.update import UPDATES
-from flow_trainer.loop.updates import forward, trajectory
+from flow_trainer.loop.updates import chosen, forward, trajectory
 from flow_trainer.loop.updates.descend import learning_rate
 from flow_trainer.loop.updates.forward import update_forward
 from flow_trainer.loop.updates.replay import reference_velocities, trained_steps
@@ -23,7 +23,7 @@ from flow_trainer.loop.updates.trajectory import update_policy
 from flow_trainer.models.load import load_policy
 from flow_trainer.models.policy import Policy
 from flow_trainer.recipe import Recipe, Update, parse_recipe
-from flow_trainer.recipe.update import OnFinishedSamples, OnTrajectories
+from flow_trainer.recipe.update import OnChosenSamples, OnFinishedSamples, OnTrajectories
 from policy_steps import CPU, PROMPTS, changed, made_up_advantages, sample, update
 
 
@@ -70,9 +70,10 @@ def test_first_update_has_ratio_one(policy: Policy, recipe_data: dict[str, Any])
 def test_every_objective_has_its_line() -> None:
     assert tuple(trajectory.OBJECTIVES) == get_args(OnTrajectories)
     assert tuple(forward.OBJECTIVES) == get_args(OnFinishedSamples)
+    assert tuple(chosen.OBJECTIVES) == tuple(chosen.WEIGHTS) == get_args(OnChosenSamples)
     kinds = {
         Update(objective=name).trains_on
-        for name in (*get_args(OnTrajectories), *forward.OBJECTIVES)
+        for name in (*get_args(OnTrajectories), *forward.OBJECTIVES, *chosen.OBJECTIVES)
     }
     assert kinds == set(UPDATES)
 

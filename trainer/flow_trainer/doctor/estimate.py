@@ -34,10 +34,11 @@ def forwards(recipe: Recipe) -> Forwards:
     u, model = recipe.update, recipe.model
     rows = 2 if model.guidance > 1 and model.family != "flux" else 1
     backward = 1 if model.tuning == "lora" else 2
-    passes = 1 + backward + int(model.gradient_checkpointing) + int(u.beta > 0)
-    if u.forward_process:
+    passes = 1 + backward + int(model.gradient_checkpointing) + int(u.needs_reference)
+    if u.trains_on == "finished samples":
         passes += 1  # the old policy
-    training = rows * trained_steps(recipe) * passes
+    chosen = u.chosen(recipe.sampling.group_size) / recipe.sampling.group_size
+    training = round(rows * trained_steps(recipe) * passes * chosen)
     return Forwards(sampling=rows * recipe.sampling.num_steps, training=training)
 
 

@@ -121,7 +121,7 @@ def _check_disk(recipe: Recipe, folder: Path) -> Check:
 def _check_policy(recipe: Recipe) -> Iterator[Check]:
     device = pick_device(recipe.device)
     try:
-        policy = load_policy(recipe.model, device, with_reference=recipe.update.beta > 0)
+        policy = load_policy(recipe.model, device, with_reference=recipe.update.needs_reference)
     except TrainerError as error:
         yield Check("model", False, str(error))
         return

@@ -24,6 +24,7 @@ from flow_trainer.doctor.estimate import GB, trained_steps
 from flow_trainer.doctor.fake_device import Ledger, Section, fake_gpu
 from flow_trainer.errors import ConfigError
 from flow_trainer.loop.rollout import rollout
+from flow_trainer.loop.updates.chosen import update_chosen
 from flow_trainer.loop.updates.forward import update_forward
 from flow_trainer.loop.updates.optimizers import make_optimizer
 from flow_trainer.loop.updates.replay import reference_velocities
@@ -230,9 +231,13 @@ class _Epoch:
     def _update(self, samples: Any, conditioning: Conditioning, v_ref: Any) -> None:
         recipe, s = self.recipe, self.recipe.sampling
         shape = (s.prompts_per_epoch, s.group_size)
-        advantages = Advantages(torch.ones(shape), torch.ones(shape, dtype=torch.bool), {})
+        # none is 0, and no two of a group are equal: some objectives choose among them
+        values = torch.arange(1.0, 1 + s.group_size).expand(shape).clone()
+        advantages = Advantages(values, torch.ones(shape, dtype=torch.bool), {})
         what = recipe, 0, samples, conditioning, advantages
-        if self.old is not None:
+        if recipe.update.trains_on == "chosen samples" and self.old is not None:
+            update_chosen(self.policy, self.optimizer, self.ema, self.old, *what)
+        elif self.old is not None:
             update_forward(self.policy, self.optimizer, self.ema, self.old, *what)
         else:
             update_policy(self.policy, self.optimizer, self.ema, *what, v_ref)
@@ -281,7 +286,7 @@ def _fake_policy(recipe: Recipe, ledger: Ledger, blocks: int | None) -> Diffuser
             dataclasses.replace(family, encode=encode),
             m,
             ledger.device,
-            with_reference=recipe.update.beta > 0,
+            with_reference=recipe.update.needs_reference,
             pipeline=pipeline,
         )
 

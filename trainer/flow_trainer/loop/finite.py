@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -41,9 +41,9 @@ class StepWatch:
     """The same for an update: it looks at every replay's tensors and judges once, at the end."""
 
     def __init__(self) -> None:
-        self._seen: list[tuple[range, Tensor, list[str], Tensor]] = []
+        self._seen: list[tuple[Sequence[int], Tensor, list[str], Tensor]] = []
 
-    def see(self, tensors: Mapping[str, Tensor], rows: range, steps: Tensor) -> None:
+    def see(self, tensors: Mapping[str, Tensor], rows: Sequence[int], steps: Tensor) -> None:
         """`tensors` have sample-major rows, len(steps) / len(rows) steps of each sample of `rows`."""
         flags = [torch.isfinite(t.detach()).reshape(len(t), -1).all(1) for t in tensors.values()]
         self._seen.append((rows, steps, list(tensors), torch.stack(flags)))

@@ -106,7 +106,7 @@ def _open(
     scorer.wait_ready(recipe.scoring.outage_wait_s if resume else scorer.timeout_s)
     torch.manual_seed(recipe.seed)  # LoRA's initial weights
     policy = load_policy(
-        recipe.model, device, with_reference=recipe.update.beta > 0, mesh=world.mesh
+        recipe.model, device, with_reference=recipe.update.needs_reference, mesh=world.mesh
     )
     fit = policy.prepare_prompts([prompt.text for split in prompts.values() for prompt in split])
     u = recipe.update

@@ -8,6 +8,7 @@ from flow_trainer.algorithm.advantages import Advantages
 from flow_trainer.loop.feedback import Feedback
 from flow_trainer.loop.run import Run
 from flow_trainer.loop.sampling import Batch
+from flow_trainer.loop.updates.chosen import update_chosen
 from flow_trainer.loop.updates.descend import UpdateStats
 from flow_trainer.loop.updates.forward import update_forward
 from flow_trainer.loop.updates.trajectory import update_policy
@@ -52,7 +53,9 @@ def _on_finished_samples(
     run: Run, batch: Batch, advantages: Advantages, ready: Ready
 ) -> UpdateStats:
     assert run.old is not None
-    return update_forward(
+    chooses = run.recipe.update.trains_on == "chosen samples"
+    update_samples = update_chosen if chooses else update_forward
+    return update_samples(
         run.policy,
         run.optimizer,
         run.ema,
@@ -71,4 +74,5 @@ def _on_finished_samples(
 UPDATES: dict[str, Callable[[Run, Batch, Advantages, Ready], UpdateStats]] = {
     "trajectories": _on_trajectories,
     "finished samples": _on_finished_samples,
+    "chosen samples": _on_finished_samples,
 }

@@ -91,7 +91,7 @@ def memory(recipe: Recipe, model: Architecture, gpus: int = 1) -> Memory:
     trained = model.lora_parameters if lora else model.parameters
     whole = model.parameters + model.buffers
     weights = whole * element + trained * 4 if lora else whole * 4
-    if not lora and u.beta > 0:
+    if not lora and u.needs_reference:
         weights += whole * element
     moments = 8 if u.optimizer == "adamw" else 2
     state = trained * (4 + moments + 4 * recipe.ema.enabled + 4 * u.forward_process)

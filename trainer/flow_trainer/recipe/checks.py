@@ -7,8 +7,10 @@ from typing import get_args
 
 from flow_trainer.errors import ConfigError
 from flow_trainer.recipe.recipe import Recipe
-from flow_trainer.recipe.update import Forward, OnFinishedSamples
+from flow_trainer.recipe.update import Forward, OnChosenSamples, OnFinishedSamples
 from reward_api.transport.base import parse_url
+
+_FORWARD = ", ".join((*get_args(OnFinishedSamples), *get_args(OnChosenSamples)))
 
 
 def check_recipe(recipe: Recipe) -> None:
@@ -110,10 +112,9 @@ def _objective(recipe: Recipe) -> None:
             "beyond it adds it with the wrong sign"
         )
     if u.forward_process != (s.dynamics == "ode"):
-        names = ", ".join(get_args(OnFinishedSamples))
         raise ValueError(
             f"update.objective = {u.objective} does not go with sampling.dynamics = {s.dynamics}: "
-            f"{names} train on finished samples of the ode, the others on the stochastic steps of "
+            f"{_FORWARD} train on finished samples of the ode, the others on the stochastic steps of "
             "flow_sde, cps or dance_sde"
         )
 
@@ -123,14 +124,24 @@ def _forward_process(recipe: Recipe) -> None:
     if not u.forward_process:
         if recipe.forward != Forward():
             raise ValueError(
-                f"[forward] belongs to update.objective = {', '.join(get_args(OnFinishedSamples))}, "
-                f"not to {u.objective}"
+                f"[forward] belongs to update.objective = {_FORWARD}, not to {u.objective}"
             )
         return
     if s.same_latent:
         raise ValueError(
             "sampling.same_latent with sampling.dynamics = ode draws the same image for a whole "
             "group: nothing to learn from"
+        )
+    if u.trains_on == "chosen samples" and recipe.forward.old_beta > 0:
+        raise ValueError(
+            f"forward.old_beta = {recipe.forward.old_beta} is not for update.objective = {u.objective}, "
+            'which does not look at the old policy: use update.kl = "velocity" with update.beta'
+        )
+    if u.whole_groups and s.micro_batch % s.group_size:
+        raise ValueError(
+            f"update.objective = {u.objective} compares the samples of whole groups: "
+            f"sampling.micro_batch = {s.micro_batch} must be a multiple of sampling.group_size = "
+            f"{s.group_size}"
         )
     if u.kl not in ("none", "velocity"):
         raise ValueError(

@@ -10,14 +10,16 @@ from flow_trainer.recipe.section import Section
 
 OnTrajectories = Literal["clip", "guard", "dppo"]
 OnFinishedSamples = Literal["nft", "awm"]
+OnChosenSamples = Literal["sft", "orw", "dpo"]
 
 
 class Update(Section):
-    objective: Literal[OnTrajectories, OnFinishedSamples] = "clip"
+    objective: Literal[OnTrajectories, OnFinishedSamples, OnChosenSamples] = "clip"
     """On the sampled trajectories: clip: PPO's ratio clip (the paper). guard: the clip of a ratio
     normalised per step (GRPO-Guard). dppo: no clip, a mask by exact KL (Flow-DPPO). On finished
     samples that are noised again, see [forward]: nft (DiffusionNFT), awm (advantage-weighted
-    matching)."""
+    matching). On chosen ones of them, the paper's baselines: sft (the best of each group), orw (all,
+    weighed by exp of the reward), dpo (the best against the worst: Flow-DPO)."""
     clip_range: float = Field(default=1e-4, gt=0)
     """e of the ratio's clip; for dppo, the KL per element above which a step is masked. Log-ratios
     are means over a latent's elements, so the useful range depends on resolution."""
@@ -47,18 +49,36 @@ class Update(Section):
         return self.objective in ("guard", "dppo")
 
     @property
-    def trains_on(self) -> Literal["trajectories", "finished samples"]:
-        return "trajectories" if self.objective in get_args(OnTrajectories) else "finished samples"
+    def trains_on(self) -> Literal["trajectories", "finished samples", "chosen samples"]:
+        if self.objective in get_args(OnTrajectories):
+            return "trajectories"
+        return (
+            "chosen samples" if self.objective in get_args(OnChosenSamples) else "finished samples"
+        )
 
     @property
     def forward_process(self) -> bool:
-        return self.trains_on == "finished samples"
+        """Noises finished samples again, all of them or chosen ones."""
+        return self.trains_on in ("finished samples", "chosen samples")
+
+    def chosen(self, group_size: int) -> int:
+        """How many samples of a group are trained on."""
+        return {"sft": 1, "dpo": 2}.get(self.objective, group_size)
+
+    @property
+    def needs_reference(self) -> bool:
+        return self.beta > 0 or self.objective == "dpo"
+
+    @property
+    def whole_groups(self) -> bool:
+        """Compares the samples of a group in the loss, so that no micro-batch may divide one."""
+        return self.objective == "dpo"
 
 
 class Forward(Section):
-    """Objectives nft and awm. An old policy, a moving average of the trained one, draws the samples.
-    After every epoch, k optimizer steps in all, it keeps d = min(old_rate (k - old_start), old_max)
-    of itself."""
+    """Objectives on finished samples. An old policy, a moving average of the trained one, draws the
+    samples. After every epoch, k optimizer steps in all, it keeps d = min(old_rate (k - old_start),
+    old_max) of itself."""
 
     strength: float = Field(default=1.0, gt=0, le=1)
     """b of DiffusionNFT."""
@@ -70,6 +90,10 @@ class Forward(Section):
     """0: the old policy is the current one of the epoch's start."""
     old_beta: float = Field(default=0.0, ge=0)
     """Weight of mean((v - v_old)^2)."""
+    temperature: float = Field(default=1.0, gt=0)
+    """tau of orw: the weight of a sample is exp(tau A), A its advantage."""
+    preference: float = Field(default=100.0, gt=0)
+    """b of dpo: how far it goes from the reference for a preference; small ones collapse."""
 
 
 class Ema(Section):
