@@ -62,7 +62,9 @@ def _monitors(recipe: Recipe) -> None:
     if not recipe.trained:
         raise ValueError("rewards: all are monitors; one without monitor = true must train")
     for name, reward in recipe.monitors.items():
-        changed = [k for k in ("weight", "clip", "normalise") if k in reward.model_fields_set]
+        # by value: a run's recipe.json states the defaults too
+        usual = {"weight": 1.0, "clip": None, "normalise": "none"}
+        changed = [key for key, value in usual.items() if getattr(reward, key) != value]
         if changed:
             raise ValueError(f"rewards.{name}.{changed[0]}: a monitor never trains: leave it out")
 
