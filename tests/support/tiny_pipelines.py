@@ -31,7 +31,7 @@ def build(family: str, folder: Path) -> Path:
     return folder / "pipeline"
 
 
-def _sd3(folder: Path) -> Any:
+def _sd3(folder: Path, side: int = 4, channels: int = 4, patch: int = 2) -> Any:
     from diffusers import (
         FlowMatchEulerDiscreteScheduler,
         SD3Transformer2DModel,
@@ -43,21 +43,21 @@ def _sd3(folder: Path) -> Any:
     text = _clip_config(len(tokenizer))
     return StableDiffusion3Pipeline(
         transformer=SD3Transformer2DModel(
-            sample_size=4,
-            patch_size=2,
-            in_channels=4,
-            out_channels=4,
+            sample_size=side,
+            patch_size=patch,
+            in_channels=channels,
+            out_channels=channels,
             num_layers=2,
             attention_head_dim=8,
             num_attention_heads=2,
             joint_attention_dim=16,
             caption_projection_dim=16,
             pooled_projection_dim=16,
-            pos_embed_max_size=4,
+            pos_embed_max_size=max(4, side // patch),
             qk_norm="rms_norm",
         ),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-        vae=_vae(),
+        vae=_vae(channels),
         text_encoder=CLIPTextModelWithProjection(text),
         tokenizer=tokenizer,
         text_encoder_2=CLIPTextModelWithProjection(text),
@@ -180,14 +180,21 @@ def _qwen_image(folder: Path) -> Any:
     )
 
 
+def _sd3_published_latents(folder: Path) -> Any:
+    """Latents of SD3.5 at 512x512 (16, 64, 64), here of 128x128 images; layers as narrow as ever, and
+    larger patches, so that tests take seconds."""
+    return _sd3(folder, side=64, channels=16, patch=4)
+
+
 BUILDERS: dict[str, Callable[[Path], Any]] = {
     "sd3": _sd3,
+    "sd3_published_latents": _sd3_published_latents,
     "flux": _flux,
     "qwen_image": _qwen_image,
 }
 
 
-def _vae() -> Any:
+def _vae(channels: int = 4) -> Any:
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
@@ -195,7 +202,7 @@ def _vae() -> Any:
         up_block_types=("UpDecoderBlock2D",) * 2,
         block_out_channels=(8, 8),
         layers_per_block=1,
-        latent_channels=4,
+        latent_channels=channels,
         norm_num_groups=4,
         mid_block_add_attention=False,
         use_quant_conv=False,

@@ -10,6 +10,7 @@ from flow_trainer.doctor.checks import Check, attempt
 from flow_trainer.doctor.device import check_arithmetic, check_device, check_memory
 from flow_trainer.doctor.estimate import forwards, trained_parameters
 from flow_trainer.doctor.host import check_host
+from flow_trainer.doctor.precision import check_precision
 from flow_trainer.doctor.services import check_reward
 from flow_trainer.errors import ConfigError, TrainerError
 from flow_trainer.loop.ratio import measure_ratio
@@ -129,6 +130,7 @@ def _check_policy(recipe: Recipe) -> Iterator[Check]:
     yield Check("model", True, f"{recipe.model.path} on {device}, {count:,} trained parameters")
     yield attempt("prompt cache", lambda: _check_cache(policy, recipe))
     yield attempt("ratio", lambda: _check_ratio(policy, recipe))
+    yield attempt("precision", lambda: check_precision(policy, recipe, PROBE))
 
 
 def _check_cache(policy: Policy, recipe: Recipe) -> Check:

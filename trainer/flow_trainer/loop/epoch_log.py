@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 from importlib.metadata import version
 from itertools import chain
@@ -120,7 +121,7 @@ def _scaling(run: Run, stats: UpdateStats) -> dict[str, float]:
     if stats.skipped:
         run.log.say(
             f"[yellow]a float16 gradient overflowed: {stats.skipped} of {stats.skipped + stats.updates} "
-            f"updates skipped, the loss scale is now {run.scale.value:g}[/yellow]"
+            f"updates skipped, the loss scale is now 2^{math.log2(run.scale.value):.0f}[/yellow]"
         )
     return {"loss_scale": run.scale.value, "skipped_updates": stats.skipped}
 

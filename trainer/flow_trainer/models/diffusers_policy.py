@@ -180,6 +180,17 @@ class DiffusersPolicy:
     def reference(self) -> AbstractContextManager[None]:
         return self._tuning.reference()
 
+    @contextmanager
+    def in_float32(self) -> Iterator[None]:
+        before, self.dtype = self.dtype, torch.float32
+        self._empty = None
+        try:
+            with self._tuning.in_float32():
+                yield
+        finally:
+            self.dtype = before
+            self._empty = None
+
     def save(self, folder: Path | None) -> None:
         self._tuning.save(folder, self._family.pipeline_class)
 

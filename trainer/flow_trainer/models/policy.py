@@ -70,6 +70,11 @@ class Policy(Protocol):
         """Inside, `velocity` is the frozen model: without adapter, or before full fine-tuning."""
         ...
 
+    def in_float32(self) -> AbstractContextManager[None]:
+        """Inside, the transformer computes in float32, from the same weights. The frozen ones take
+        twice the memory there."""
+        ...
+
     def save(self, folder: Path | None) -> None:
         """Writes what diffusers loads: an adapter (`load_lora_weights`) or a transformer. Sharded
         parameters are gathered for it, so all ranks call; those that do not write pass None."""

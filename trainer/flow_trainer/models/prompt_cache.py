@@ -119,7 +119,7 @@ class PromptCache:
             if not row.tokens.isfinite().all():
                 raise NonFiniteError(
                     f"the embedding of prompt {prompt!r} is not finite: a text encoder overflows in "
-                    "model.dtype (use bfloat16)"
+                    "model.dtype (use float32)"
                 )
             self._rows[prompt] = row
             self._bytes += row.nbytes()

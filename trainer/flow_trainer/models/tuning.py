@@ -74,6 +74,20 @@ class Tuning:
         finally:
             self.transformer = trained
 
+    @contextmanager
+    def in_float32(self) -> Iterator[None]:
+        """Inside, weights of 16 bits are float32, exactly."""
+        modules = filter(None, (self.transformer, self._reference))
+        tensors = [t for m in modules for t in (*m.parameters(), *m.buffers())]
+        cast = [(t, t.dtype) for t in tensors if t.dtype in (torch.float16, torch.bfloat16)]
+        for tensor, _ in cast:
+            tensor.data = tensor.data.float()
+        try:
+            yield
+        finally:
+            for tensor, dtype in cast:
+                tensor.data = tensor.data.to(dtype)
+
     def save(self, folder: Path | None, pipeline_class: Any) -> None:
         """See `flow_trainer.models.Policy.save`."""
         state = None

@@ -66,8 +66,11 @@ def make_loss_scale(policy: Policy, recipe: Recipe) -> LossScale:
     """For the type in which the policy computes."""
     if policy.dtype != torch.float16:
         return LossScale()
-    steps = recipe.forward_steps if recipe.update.forward_process else len(recipe.window(0))
-    steps = min(recipe.update.trained_steps or steps, steps)
-    pairs = recipe.share * max(steps, 1)
-    start = math.prod(policy.latent_shape) * pairs * ELEMENT_GRADIENT
+    start = math.prod(policy.latent_shape) * loss_pairs(recipe) * ELEMENT_GRADIENT
     return LossScale(2.0 ** max(math.floor(math.log2(start)), 0), dynamic=True)
+
+
+def loss_pairs(recipe: Recipe) -> int:
+    """(sample, step) pairs of an update, over which its loss is a mean."""
+    steps = len(recipe.window(0)) or recipe.sampling.num_steps - 1
+    return recipe.share * min(recipe.update.trained_steps or steps, steps)
