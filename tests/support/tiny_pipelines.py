@@ -53,7 +53,7 @@ def _sd3(folder: Path, side: int = 4, channels: int = 4, patch: int = 2) -> Any:
             joint_attention_dim=16,
             caption_projection_dim=16,
             pooled_projection_dim=16,
-            pos_embed_max_size=max(4, side // patch),
+            pos_embed_max_size=max(4, side // 2),
             qk_norm="rms_norm",
         ),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),

@@ -106,6 +106,9 @@ CASES = [
     ("sd35m_ocr_nft", ()),
     ("sd35m_ocr_nft", ("update.kl=velocity", "update.beta=0.04", "forward.old_beta=0.1")),
     ("sd35m_geneval_awm", ()),
+    ("sd35m_ocr_nft", ("update.objective=sft",)),
+    ("sd35m_ocr_nft", ("update.objective=orw",)),
+    ("sd35m_ocr_nft", ("update.objective=dpo", "sampling.micro_batch=24")),
 ]
 
 

@@ -16,6 +16,7 @@ from flow_trainer.algorithm.ema import Ema
 from flow_trainer.algorithm.trajectory import Trajectories
 from flow_trainer.errors import NonFiniteError
 from flow_trainer.loop.rollout import rollout, transition
+from flow_trainer.loop.updates.chosen import update_chosen
 from flow_trainer.loop.updates.forward import update_forward
 from flow_trainer.loop.updates.loss_scale import LossScale, loss_pairs
 from flow_trainer.loop.updates.replay import (
@@ -25,8 +26,9 @@ from flow_trainer.loop.updates.replay import (
     trained_steps,
 )
 from flow_trainer.loop.updates.trajectory import update_policy
-from flow_trainer.models.conditioning import Conditioning
+from flow_trainer.models.conditioning import Rows
 from flow_trainer.models.policy import Policy
+from flow_trainer.models.prompt_rows import PromptRows
 from flow_trainer.recipe import Recipe
 from flow_trainer.recipe.prompts import Prompt
 
@@ -135,7 +137,7 @@ def _scored_again(
         return samples
     log_probs, means = samples.log_probs.clone(), samples.means
     means = None if means is None else means.clone()
-    conditioning = policy.encode([prompt.text])
+    conditioning = PromptRows(policy, [prompt.text])
     for offset in range(len(samples.window)):
         r = make_replay(recipe, samples, conditioning, range(MEMBERS), [offset])
         v = policy.velocity(r.x, r.sigmas[r.steps], r.conditioning)
@@ -165,7 +167,7 @@ def _gradient(
     """Of all trained weights in one, clipped as any; all 0 when it is lost, None when it overflows."""
     parameters = list(policy.trainable().values())
     optimizer = _Captured(parameters)
-    conditioning = policy.encode([prompt.text])
+    conditioning = PromptRows(policy, [prompt.text])
     signs = torch.tensor([[1.0, -1.0]], dtype=torch.float64)
     advantages = Advantages(signs, torch.ones(1, MEMBERS, dtype=torch.bool), {})
     what = recipe, 0, samples, conditioning, advantages
@@ -173,8 +175,10 @@ def _gradient(
     once = LossScale(scale, dynamic=True)
     try:
         if recipe.update.forward_process:
+            chooses = recipe.update.trains_on == "chosen samples"
+            update_samples = update_chosen if chooses else update_forward
             old = Ema(policy.trainable(), lambda k: 1.0)
-            update_forward(policy, optimizer, None, old, *what, scale=once)
+            update_samples(policy, optimizer, None, old, *what, scale=once)
         else:
             v_ref = reference_velocities(policy, recipe, 0, samples, conditioning)
             update_policy(policy, optimizer, None, *what, v_ref, scale=once)
@@ -194,7 +198,7 @@ def _log_ratio_error(
 ) -> float:
     parameters = list(policy.trainable().values())
     before = [p.detach().clone() for p in parameters]
-    conditioning = policy.encode([prompt.text])
+    conditioning = PromptRows(policy, [prompt.text])
 
     def log_probs() -> Tensor:
         found = _log_probs(policy, recipe, samples, conditioning)
@@ -214,9 +218,7 @@ def _log_ratio_error(
     return math.sqrt(float(((ratio - exact) ** 2).mean()))
 
 
-def _log_probs(
-    policy: Policy, recipe: Recipe, samples: Trajectories, conditioning: Conditioning
-) -> Tensor:
+def _log_probs(policy: Policy, recipe: Recipe, samples: Trajectories, conditioning: Rows) -> Tensor:
     found = []
     for offsets in step_chunks(trained_steps(recipe, 0), recipe.update.steps_per_forward):
         r = make_replay(recipe, samples, conditioning, range(MEMBERS), offsets)
