@@ -21,7 +21,8 @@ from flow_trainer.algorithm.objectives.clip import Replayed, clip_objective
 from flow_trainer.algorithm.objectives.dppo import dppo_objective
 from flow_trainer.algorithm.objectives.guard import guard_objective
 from flow_trainer.algorithm.objectives.kl import kl_divergence
-from flow_trainer.algorithm.objectives.nft import Noised, nft_objective
+from flow_trainer.algorithm.objectives.matching import Noised
+from flow_trainer.algorithm.objectives.nft import nft_objective
 from flow_trainer.algorithm.schedule import dynamic_shift_sigmas, shift_mu, static_shift_sigmas
 from flow_trainer.algorithm.window import window
 from flow_trainer.recipe import Reward

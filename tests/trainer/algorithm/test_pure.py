@@ -13,11 +13,13 @@ from flow_trainer.algorithm.noise import (
     forward_noise,
     forward_steps,
     sample_noise,
+    stratified_times,
 )
 from flow_trainer.algorithm.objectives.clip import Replayed, clip_objective
 from flow_trainer.algorithm.objectives.dppo import dppo_objective
-from flow_trainer.algorithm.objectives.nft import Noised, nft_objective
-from flow_trainer.algorithm.schedule import dynamic_shift_sigmas
+from flow_trainer.algorithm.objectives.matching import Noised
+from flow_trainer.algorithm.objectives.nft import nft_objective
+from flow_trainer.algorithm.schedule import dynamic_shift_sigmas, sigma_at
 from flow_trainer.algorithm.window import window
 from flow_trainer.loop.updates.trajectory import OBJECTIVES
 from flow_trainer.recipe import Reward
@@ -245,6 +247,27 @@ def test_forward_noise_depends_on_the_sample_and_the_level() -> None:
     assert steps.sort(1).values.tolist() == [list(range(10))] * 3
     assert not torch.equal(steps[0], steps[1])
     assert torch.equal(forward_steps(7, 2, keys[1:], 10), steps[1:])
+
+
+def test_a_group_shares_times_and_noise_when_told() -> None:
+    keys = [(3, 0), (3, 1), (4, 0)]
+    for draw in (
+        lambda shared: forward_steps(1, 2, keys, 9, shared=shared),
+        lambda shared: stratified_times(1, 2, keys, 9, shared=shared),
+        lambda shared: forward_noise(1, 2, keys, (2, 3), [0, 4], shared=shared),
+    ):
+        own, shared = draw(False), draw(True)
+        assert not torch.equal(own[0], own[1])
+        assert torch.equal(shared[0], shared[1])
+        assert not torch.equal(shared[0], shared[2])
+
+
+def test_stratified_times_lie_one_in_each_part() -> None:
+    times = stratified_times(1, 2, [(0, g) for g in range(50)], 4)
+    assert torch.equal((times * 4).long(), torch.arange(4).expand(50, 4))
+    sigmas = torch.tensor([1.0, 0.8, 0.4, 0.0])
+    at = sigma_at(sigmas, torch.tensor([0.0, 0.5, 2.0, 2.75]))
+    torch.testing.assert_close(at, torch.tensor([1.0, 0.9, 0.4, 0.1]))
 
 
 def test_nft_pulls_good_samples_and_pushes_bad_ones() -> None:

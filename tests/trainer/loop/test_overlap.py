@@ -40,7 +40,7 @@ class Waiter:
 
 def feedback(recipe: Recipe, values: np.ndarray) -> tuple[Feedback, Waiter]:
     rows = chain.from_iterable(shares(recipe, recipe.images_per_epoch))
-    jobs: list[Any] = [Job(r, np.empty(0), [], [], None) for r in rows]  # pyright: ignore
+    jobs: list[Any] = [Job(r, np.empty(0), [], [], [], {}) for r in rows]  # pyright: ignore
     waiter = Waiter(values)
     return Feedback(recipe, waiter, jobs, lambda *_: lambda: None), waiter  # pyright: ignore
 

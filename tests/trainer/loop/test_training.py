@@ -7,23 +7,28 @@ import os
 import re
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 import ranks
+from flow_trainer.algorithm.selection import top_and_bottom
 from flow_trainer.errors import ConfigError, Interrupted, ScoringError
 from flow_trainer.loop.evaluate import evaluate
+from flow_trainer.loop.rollout import rollout
 from flow_trainer.loop.scoring import Scorer
 from flow_trainer.loop.train import train
+from flow_trainer.models.load import load_policy
 from flow_trainer.models.policy import Policy
-from flow_trainer.recipe import parse_recipe
-from flow_trainer.recipe.prompts import Prompt
+from flow_trainer.recipe import Recipe, parse_recipe
+from flow_trainer.recipe.prompts import Prompt, epoch_prompts, read_split
 from flow_trainer.record.report import write_report
 from processes import BRIGHTNESS, Service, Services
 from recipes import write_recipe
@@ -169,7 +174,15 @@ def test_killed_runs_resume_bit_for_bit(
 
 @pytest.mark.parametrize(
     ("objective", "epochs", "gain"),
-    [("nft", 6, 0.003), ("awm", 5, 0.01), ("sft", 8, 0.003), ("orw", 8, 0.003), ("dpo", 6, 0.003)],
+    [
+        ("nft", 6, 0.003),
+        ("awm", 5, 0.01),
+        ("epg", 5, 0.01),
+        ("ram", 8, 0.003),
+        ("sft", 8, 0.003),
+        ("orw", 8, 0.003),
+        ("dpo", 6, 0.003),
+    ],
 )
 def test_the_forward_process_climbs_and_resumes_bit_for_bit(
     brightness: Service,
@@ -197,7 +210,7 @@ def test_the_forward_process_climbs_and_resumes_bit_for_bit(
                 "beta": 1e-4,
                 "steps_per_forward": 3,
             },
-            forward={"strength": 0.1, "temperature": 2.0},
+            forward={"strength": 4.0 if objective == "ram" else 0.1, "temperature": 2.0},
             evaluation={"every": 0},
         )
 
@@ -211,6 +224,81 @@ def test_the_forward_process_climbs_and_resumes_bit_for_bit(
     assert_identical(checkpoint(parts, epochs, files), checkpoint(whole, epochs, files))
     weights = checkpoint(whole, epochs, ("weights", "old"))
     assert not torch.equal(*(weights[f"{n}/proj_out.weight"] for n in ("weights", "old")))
+
+
+def test_scouts_choose_what_is_drawn_in_full_and_trained(
+    brightness: Service, data: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    settings = data(
+        brightness.http,
+        1,
+        sampling={"dynamics": "ode", "num_steps": 4, "candidates": 8, "scout_steps": 2},
+        update={"objective": "nft", "keep": [2, 2], "clip_range": 1.0},
+        evaluation={"every": 0},
+    )
+    recipe = parse_recipe(settings)
+    train(recipe, tmp_path / "run")
+    rows = [json.loads(r) for r in (tmp_path / "run" / "audit.jsonl").read_text().splitlines()]
+    # the same images, drawn by hand: every candidate in few steps, then the chosen in full
+    policy = load_policy(recipe.model, torch.device("cpu"), with_reference=False)
+    prompts = read_split(recipe.prompts, "train")
+    indices = epoch_prompts(len(prompts), 2, 0, recipe.seed)
+    drawn = [prompts[index] for index in indices]
+
+    def brightest(of: Recipe, chosen: list[int] | None = None) -> np.ndarray:
+        images: list[torch.Tensor] = []
+        rollout(
+            policy, of, 0, drawn, indices, lambda rows, batch: images.append(batch), chosen=chosen
+        )
+        return torch.cat(images).float().mean((1, 2, 3)).numpy() / 255
+
+    scouts = brightest(recipe.scouting).reshape(2, 8)
+    everyone = np.ones(8, bool)
+    chosen = [member for group in scouts for member in top_and_bottom(group, everyone, 2, 2)]
+    full = brightest(recipe, chosen)
+    assert [row["score"] for row in rows] == pytest.approx(full.tolist(), abs=1e-6)
+
+
+def test_each_source_is_scored_by_its_own_rewards(
+    brightness: Service, data: Callable[..., dict[str, Any]], prompts_file: Path, tmp_path: Path
+) -> None:
+    def source(**changes: Any) -> dict[str, Any]:
+        return {"train": str(prompts_file), "validation": str(prompts_file), **changes}
+
+    settings = data(
+        brightness.http,
+        2,
+        rewards={name: {"url": brightness.http} for name in ("one", "other", "watched")},
+        sampling={"prompts_per_epoch": 4, "micro_batch": 6},
+        evaluation={"every": 2},
+    )
+    settings["rewards"].pop("brightness")
+    settings["prompts"] = {
+        "sources": {
+            "plain": source(rewards=["one"], weight=3.0),
+            "heavy": source(rewards=["other", "watched"], weights=[2.0, 0.0]),
+        }
+    }
+    train(parse_recipe(settings), tmp_path)
+    rows = [json.loads(row) for row in (tmp_path / "audit.jsonl").read_text().splitlines()]
+    assert Counter(row["source"] for row in rows) == {"plain": 24, "heavy": 8}
+    for row in rows:
+        if row["source"] == "plain":
+            assert set(row["rewards"]) == {"one"}
+            assert row["score"] == row["rewards"]["one"]["score"]
+        else:
+            assert set(row["rewards"]) == {"other", "watched"}
+            assert row["score"] == 2 * row["rewards"]["other"]["score"]
+    for start in range(0, len(rows), 4):
+        group = rows[start : start + 4]
+        assert len({row["source"] for row in group}) == 1
+        assert sum(row["advantage"] for row in group) == pytest.approx(0, abs=1e-6)
+    (validation,) = metrics(tmp_path, "validation")
+    weighted = (3 * validation["plain/score"] + validation["heavy/score"]) / 4
+    assert validation["score"] == pytest.approx(weighted)
+    last = metrics(tmp_path, "train")[-1]
+    assert last["failed"] == 0
+    assert last["heavy/reward"] > last["plain/reward"]
 
 
 def test_an_outage_holds_the_epoch_and_costs_nothing(

@@ -12,6 +12,7 @@ import torch
 
 from flow_trainer.algorithm.advantages import Advantages, group_advantages
 from flow_trainer.algorithm.ema import Ema, old_policy_rule
+from flow_trainer.algorithm.step_weights import noise_weights, step_stds
 from flow_trainer.errors import NonFiniteError, RatioError
 from flow_trainer.loop.ratio import check_ratio, measure_ratio
 from flow_trainer.loop.update import UPDATES
@@ -23,7 +24,12 @@ from flow_trainer.loop.updates.trajectory import update_policy
 from flow_trainer.models.load import load_policy
 from flow_trainer.models.policy import Policy
 from flow_trainer.recipe import Recipe, Update, parse_recipe
-from flow_trainer.recipe.update import OnChosenSamples, OnFinishedSamples, OnTrajectories
+from flow_trainer.recipe.update import (
+    OnChosenSamples,
+    OnFinishedSamples,
+    OnTeachers,
+    OnTrajectories,
+)
 from policy_steps import CPU, PROMPTS, changed, made_up_advantages, sample, update
 
 
@@ -73,7 +79,12 @@ def test_every_objective_has_its_line() -> None:
     assert tuple(chosen.OBJECTIVES) == tuple(chosen.WEIGHTS) == get_args(OnChosenSamples)
     kinds = {
         Update(objective=name).trains_on
-        for name in (*get_args(OnTrajectories), *forward.OBJECTIVES, *chosen.OBJECTIVES)
+        for name in (
+            *get_args(OnTrajectories),
+            *forward.OBJECTIVES,
+            *chosen.OBJECTIVES,
+            *get_args(OnTeachers),
+        )
     }
     assert kinds == set(UPDATES)
 
@@ -89,6 +100,32 @@ def test_objectives_that_compare_means(
     stats = update(policy, recipe, samples)
     assert stats.ratio_error < 1e-6
     assert stats.means()["approx_kl"] > 0  # the second update is off-policy
+
+
+def test_step_weights_scale_the_loss_of_each_step(recipe_data: dict[str, Any]) -> None:
+    losses = {}
+    for kind in ("none", "noise", "flash"):
+        recipe = changed(recipe_data, "update", step_weight=kind, updates_per_epoch=1)
+        policy = load_policy(recipe.model, CPU, with_reference=False)
+        samples, _ = sample(policy, recipe)
+        optimizer = torch.optim.AdamW(policy.trainable().values())
+        ones = Advantages(torch.ones(2, 4), torch.ones(2, 4, dtype=torch.bool), {})
+        texts = policy.encode([prompt.text for prompt in PROMPTS])
+        stats = update_policy(policy, optimizer, None, recipe, 0, samples, texts, ones)
+        losses[kind] = stats.means()["loss"]
+    # on-policy the ratio is 1, and the pool is what is trained
+    stds = step_stds("flow_sde", samples.sigmas, recipe.sampling.noise_level)[:3]
+    assert losses["none"] == pytest.approx(-1, abs=1e-6)
+    assert losses["noise"] == pytest.approx(-float(noise_weights(stds).mean()), rel=1e-5)
+    assert losses["flash"] == pytest.approx(-1, rel=1e-5)
+
+
+def test_the_pool_of_a_window_holds_every_epochs_steps(recipe_data: dict[str, Any]) -> None:
+    for kind in ("all", "first", "random", "progressive"):
+        window = {"kind": kind, "size": 1, "lo": 1, "every": 1}
+        recipe = changed(recipe_data, "sampling", window=window)
+        reached = {step for epoch in range(20) for step in recipe.window(epoch)}
+        assert reached == set(recipe.window_pool)
 
 
 def forward_update(
@@ -108,32 +145,60 @@ def forward_update(
     return stats, optimizer, old
 
 
-@pytest.mark.parametrize("objective", ["nft", "awm"])
-def test_forward_process_updates(recipe_data: dict[str, Any], objective: str) -> None:
+FORWARD: dict[str, dict[str, Any]] = {
+    "nft": {},
+    "awm": {},
+    "epg": {"gradient": "epg", "times": "stratified"},
+    "pepg": {"share": "pairs"},
+    "ram": {},
+    "dgpo": {"share": "pairs", "strength": 100.0, "first_steps": 3},
+    "crd": {"share": "times", "reference_guidance": 2.0},
+}
+
+
+@pytest.mark.parametrize("name", FORWARD)
+def test_forward_process_updates(recipe_data: dict[str, Any], name: str) -> None:
     weights = []
-    for micro_batch, steps_per_forward in ((4, 1), (3, 2)):
-        data = {**recipe_data, "forward": {"old_beta": 0.5}}
-        data["sampling"] = {**data["sampling"], "dynamics": "ode", "micro_batch": micro_batch}
+    objective = "epg" if name == "pepg" else name
+    whole = objective in ("dgpo", "crd")
+    for micro_batch, steps_per_forward in ((4, 1), (8, 3) if whole else (3, 2)):
+        data = {**recipe_data, "forward": {"old_beta": 0.5, **FORWARD[name]}}
+        data["sampling"] = {**data["sampling"], "dynamics": "ode2", "micro_batch": micro_batch}
         recipe = changed(
             data,
             "update",
             objective=objective,
-            kl="velocity",
+            kl="kl2" if name == "pepg" else "velocity",
             beta=0.01,
             clip_range=1.0,
             steps_per_forward=steps_per_forward,
         )
         policy = load_policy(recipe.model, CPU, with_reference=True)
-        start = {name: p.detach().clone() for name, p in policy.trainable().items()}
+        start = {key: p.detach().clone() for key, p in policy.trainable().items()}
         stats, _, old = forward_update(policy, recipe)
         assert stats.updates == 2
         assert stats.count == 8 * 3
         assert stats.means()["kl"] > 0  # the second update has moved
-        for name, weight in policy.trainable().items():
-            expected = torch.lerp(start[name], weight.detach(), 0.8)  # two steps: d = 0.2
-            torch.testing.assert_close(old.weights()[name], expected, atol=1e-6, rtol=1e-5)
+        for key, weight in policy.trainable().items():
+            expected = torch.lerp(start[key], weight.detach(), 0.8)  # two steps: d = 0.2
+            torch.testing.assert_close(old.weights()[key], expected, atol=1e-6, rtol=1e-5)
         weights.append(torch.cat([p.detach().flatten() for p in policy.trainable().values()]))
     assert float(torch.isclose(weights[1], weights[0], atol=1e-4).float().mean()) > 0.99
+
+
+def test_a_guided_reference_is_another(policy: Policy) -> None:
+    x = torch.randn(2, *policy.latent_shape, generator=torch.Generator().manual_seed(0))
+    texts = policy.encode(["red", "blue"])
+    sigma = torch.tensor([0.5, 0.7])
+    with torch.no_grad():
+        plain = policy.velocity(x, sigma, texts)
+        with policy.reference(2.0):
+            guided = policy.velocity(x, sigma, texts)
+        with policy.reference():
+            torch.testing.assert_close(policy.velocity(x, sigma, texts), plain)
+        null = policy.velocity(x, sigma, policy.encode(["", ""]))
+    torch.testing.assert_close(guided, null + 2 * (plain - null), atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(guided, plain, atol=1e-5)
 
 
 def test_unscored_samples_do_not_enter_the_forward_update(recipe_data: dict[str, Any]) -> None:

@@ -22,6 +22,21 @@ def minimal(**changes: Any) -> dict[str, Any]:
     }
 
 
+def forward(objective: str, **settings: Any) -> dict[str, Any]:
+    return {
+        "sampling": {"dynamics": "ode2"},
+        "update": {"objective": objective},
+        "forward": settings,
+    }
+
+
+def scouted(keep: list[int], candidates: int) -> dict[str, Any]:
+    return {
+        "sampling": {"dynamics": "ode", "candidates": candidates},
+        "update": {"objective": "nft", "keep": keep},
+    }
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_recipes_load(path: Path) -> None:
     recipe = load_recipe(path)
@@ -61,6 +76,22 @@ def test_unknown_key_names_the_nearest() -> None:
             "already",
         ),
         ({"update": {"objective": "nft"}}, "nft does not go with sampling.dynamics = flow_sde"),
+        (forward("nft", strength=2.0), "at most 1"),
+        ({"sampling": {"candidates": 48}}, "are for update.keep"),
+        ({"update": {"keep": [12, 12]}, "sampling": {"candidates": 48}}, "objective on finished"),
+        (scouted([8, 8], 48), "must add up to sampling.group_size = 24"),
+        (scouted([25, -1], 48), "must add up"),
+        (scouted([12, 12], 24), "needs sampling.candidates above"),
+        ({"sampling": {"dynamics": "cps"}, "update": {"step_weight": "noise"}}, "Gaussian steps"),
+        (forward("ram", first_steps=11), "exceeds sampling.num_steps"),
+        (forward("dgpo", share="times"), 'set forward.share = "pairs"'),
+        (forward("crd"), 'set forward.share = "times"'),
+        (forward("crd", share="times"), "multiple of sampling.group_size = 24"),
+        (
+            {**forward("epg", first_steps=4), "update": {"objective": "epg", "trained_steps": 5}},
+            "the 4",
+        ),
+        ({**forward("ram"), "update": {"objective": "ram", "kl": "kl2", "beta": 1}}, "likelihoods"),
         ({"sampling": {"dynamics": "ode"}}, "clip does not go with sampling.dynamics = ode"),
         ({"forward": {"strength": 0.1}}, r"\[forward\] belongs to"),
         (

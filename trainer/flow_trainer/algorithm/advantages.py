@@ -75,14 +75,15 @@ def group_advantages(
     std: str,
     min_group: int,
     clip: float,
+    scale: float = 1.0,
 ) -> Advantages:
     """Advantages of rewards (P, G) where valid (P, G); the rest is masked, whatever its value.
 
     A group with fewer than `min_group` valid members is dropped. `std`: "prompt" divides by the
     group's standard deviation, "global" by that of all used rewards of the epoch, "none" by
     nothing (Dr.GRPO). "gdpo" takes a sum of rewards that are each normalised in their group, and
-    normalises it over the epoch (GDPO, arXiv 2601.05242). The result is clamped to [-clip, clip]. A
-    group whose rewards are all equal gets 0.
+    normalises it over the epoch (GDPO, arXiv 2601.05242). The result, times `scale`, is clamped to
+    [-clip, clip]. A group whose rewards are all equal gets 0.
     """
     used = large_enough(valid, min_group)
     r = np.where(used, rewards, 0.0).astype(np.float64)
@@ -102,7 +103,7 @@ def group_advantages(
     kept = used.any(1)
     stds = group_std[kept, 0]
     return Advantages(
-        values=torch.from_numpy(np.clip(advantage, -clip, clip)),
+        values=torch.from_numpy(np.clip(scale * advantage, -clip, clip)),
         used=torch.from_numpy(used),
         metrics={
             "group_std": float(stds.mean()) if len(stds) else 0.0,

@@ -86,6 +86,20 @@ def dance_sde(
     return _sde(x, v, s, u, torch.full_like(s, noise_level))
 
 
+def flash_sde(
+    x: Tensor,
+    v: Tensor,
+    sigma: Tensor | float,
+    sigma_next: Tensor | float,
+    noise_level: float,
+    sigma_max: Tensor | float,
+) -> Transition:
+    """Flash-GRPO's step, as in UniRL: the same drift with diffusion linear in sigma,
+    g = a sigma_max sigma."""
+    x, v, s, u = _prepare(x, v, sigma, sigma_next, noise_level)
+    return _sde(x, v, s, u, noise_level * sigma_max * s)
+
+
 def cps(
     x: Tensor,
     v: Tensor,
@@ -106,7 +120,26 @@ def cps(
     return Transition(mean, u * math.sin(angle), scaled=False)
 
 
-DYNAMICS: dict[str, Step] = {"flow_sde": flow_sde, "cps": cps, "dance_sde": dance_sde}
+def ode(
+    x: Tensor,
+    v: Tensor,
+    sigma: Tensor | float,
+    sigma_next: Tensor | float,
+    noise_level: float,
+    sigma_max: Tensor | float,
+) -> Transition:
+    """The Euler step as a transition without noise, std 0; its log_prob is the negative mean square."""
+    mean = euler(x, v, sigma, sigma_next)
+    return Transition(mean, torch.zeros_like(_column(sigma, mean)), scaled=False)
+
+
+DYNAMICS: dict[str, Step] = {
+    "flow_sde": flow_sde,
+    "cps": cps,
+    "dance_sde": dance_sde,
+    "flash_sde": flash_sde,
+    "ode": ode,
+}
 
 
 def _sde(x: Tensor, v: Tensor, s: Tensor, u: Tensor, g: Tensor) -> Transition:

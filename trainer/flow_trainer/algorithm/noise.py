@@ -33,15 +33,41 @@ def sample_noise(
     return torch.stack(initial), torch.stack(steps)
 
 
-def forward_steps(seed: int, epoch: int, keys: Sequence[tuple[int, int]], num_steps: int) -> Tensor:
-    """(B, num_steps) int64: every sample's own order of the schedule's steps, for training on the
-    forward process."""
+def forward_steps(
+    seed: int,
+    epoch: int,
+    keys: Sequence[tuple[int, int]],
+    num_steps: int,
+    *,
+    shared: bool = False,
+) -> Tensor:
+    """(B, num_steps) int64: every sample's own order of the schedule's first steps, for training on the
+    forward process. `shared`: members of a prompt have one order."""
     return torch.stack(
         [
             torch.randperm(num_steps, generator=_generator("forward steps", seed, epoch, *key))
-            for key in keys
+            for key in _forward_keys(keys, shared)
         ]
     )
+
+
+def stratified_times(
+    seed: int,
+    epoch: int,
+    keys: Sequence[tuple[int, int]],
+    count: int,
+    *,
+    shared: bool = False,
+) -> Tensor:
+    """(B, count) float32: every sample's own times in [0, 1), one in each of `count` equal parts, in
+    order. `shared`: members of a prompt have the same."""
+    within = torch.stack(
+        [
+            torch.rand(count, generator=_generator("forward times", seed, epoch, *key))
+            for key in _forward_keys(keys, shared)
+        ]
+    )
+    return (torch.arange(count) + within) / count
 
 
 def forward_noise(
@@ -50,8 +76,11 @@ def forward_noise(
     keys: Sequence[tuple[int, int]],
     shape: tuple[int, ...],
     numbers: Sequence[int],
+    *,
+    shared: bool = False,
 ) -> Tensor:
-    """(B, len(numbers), *shape) noise of the samples' noise levels with these numbers."""
+    """(B, len(numbers), *shape) noise of the samples' noise levels with these numbers. `shared`:
+    members of a prompt have the same."""
     return torch.stack(
         [
             torch.stack(
@@ -60,9 +89,15 @@ def forward_noise(
                     for number in numbers
                 ]
             )
-            for key in keys
+            for key in _forward_keys(keys, shared)
         ]
     )
+
+
+def _forward_keys(
+    keys: Sequence[tuple[int, int]], shared: bool
+) -> list[tuple[int, int] | tuple[int, str]]:
+    return [(prompt, "group") if shared else (prompt, member) for prompt, member in keys]
 
 
 def evaluation_noise(seed: int, keys: Sequence[tuple[int, int]], shape: tuple[int, ...]) -> Tensor:

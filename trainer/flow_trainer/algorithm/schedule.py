@@ -42,6 +42,12 @@ def shifted_sigmas(
     return torch.cat([sigmas.float(), torch.zeros(1)])
 
 
+def sigma_at(sigmas: Tensor, position: Tensor) -> Tensor:
+    """Noise level at a position in [0, T) of the schedule (T + 1,), linear between its steps."""
+    step = position.long().clamp(max=len(sigmas) - 2)
+    return torch.lerp(sigmas[step], sigmas[step + 1], position - step)
+
+
 def shift_mu(
     num_tokens: int,
     tokens: tuple[int, int] = (256, 4096),

@@ -32,14 +32,28 @@ class Forwards:
 def forwards(recipe: Recipe) -> Forwards:
     """The first epoch's cost, if every sample has an advantage; groups of equal rewards are skipped."""
     u, model = recipe.update, recipe.model
-    rows = 2 if model.guidance > 1 and model.family != "flux" else 1
+    rows = 2 if model.classifier_free > 1 else 1
     backward = 1 if model.tuning == "lora" else 2
-    passes = 1 + backward + int(model.gradient_checkpointing) + int(u.needs_reference)
+    passes = rows * (1 + backward + int(model.gradient_checkpointing))
     if u.trains_on == "finished samples":
-        passes += 1  # the old policy
-    chosen = u.chosen(recipe.sampling.group_size) / recipe.sampling.group_size
-    training = round(rows * trained_steps(recipe) * passes * chosen)
-    return Forwards(sampling=rows * recipe.sampling.num_steps, training=training)
+        passes += rows  # the old policy
+    if u.needs_reference:
+        guided = recipe.forward.reference_guidance or model.guidance
+        passes += 2 if model.family != "flux" and guided > 1 else 1
+    s = recipe.sampling
+    chosen = u.chosen(s.group_size) / s.group_size
+    training = round(trained_steps(recipe) * (passes + _teacher_rows(recipe)) * chosen)
+    scouts = (s.candidates or 0) / s.group_size * (s.scout_steps or s.num_steps)
+    return Forwards(sampling=round(rows * (s.num_steps + scouts)), training=training)
+
+
+def _teacher_rows(recipe: Recipe) -> float:
+    """Forwards of the teachers per image and step, on average over the sources."""
+    model, weights = recipe.model, recipe.source_weights
+    return sum(
+        weights[name] * (2 if model.family != "flux" and (t.guidance or model.guidance) > 1 else 1)
+        for name, t in recipe.teachers.items()
+    )
 
 
 def trained_steps(recipe: Recipe) -> int:
@@ -67,7 +81,7 @@ def dry_run(recipe: Recipe, gpus: int = 1) -> Iterator[str]:
         f"{recipe.images_per_epoch} images per epoch, {u.updates_per_epoch} "
         f"update{'s' * (u.updates_per_epoch > 1)} per epoch, {recipe.epochs} epochs"
     )
-    stochastic = "" if u.forward_process else f", {len(recipe.window(0))} of them stochastic"
+    stochastic = "" if s.deterministic else f", {len(recipe.window(0))} of them stochastic"
     yield (
         f"steps     {s.num_steps} sampled ({s.dynamics}){stochastic}, "
         f"{trained_steps(recipe)} trained per image"

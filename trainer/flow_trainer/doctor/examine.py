@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,7 +32,7 @@ def examine(recipe: Recipe, folder: Path, gpus: int = 1) -> Iterator[Check]:
     yield attempt("prompts", lambda: _check_prompts(recipe))
     yield attempt("sizes", lambda: _check_sizes(recipe, gpus))
     for name in recipe.rewards:
-        yield from check_reward(name, recipe, _first_prompt(recipe))
+        yield from check_reward(name, recipe, _first_prompt(recipe, name))
     weights = attempt("weights", lambda: _check_weights(recipe))
     yield weights
     device = check_device(recipe)
@@ -52,32 +53,37 @@ def examine(recipe: Recipe, folder: Path, gpus: int = 1) -> Iterator[Check]:
 
 
 def _check_prompts(recipe: Recipe) -> Check:
-    paths = {k: v for k, v in recipe.prompts.model_dump().items() if v is not None}
-    for split, path in paths.items():
+    counts: dict[str, int] = {}
+    for key, source, split, path in recipe.prompts.files():
         if not Path(path).exists():
             return Check(
                 "prompts",
                 False,
-                f"no {path}: correct prompts.{split}, or write it (`flow-grpo prompts --help`)",
+                f"no {path}: correct {key}, or write it (`flow-grpo prompts --help`)",
             )
-    counts = {split: len(read_prompts(path)) for split, path in paths.items()}
-    wanted = recipe.sampling.prompts_per_epoch
-    if counts["train"] < wanted:
-        return Check(
-            "prompts",
-            False,
-            f"{counts['train']} training prompts are fewer than sampling.prompts_per_epoch = "
-            f"{wanted}: lower it, or add prompts to {recipe.prompts.train}",
-        )
-    return Check("prompts", True, ", ".join(f"{n} {split}" for split, n in counts.items()))
+        name = f"{source} {split}".strip()
+        counts[name] = len(read_prompts(path))
+        wanted = math.ceil(recipe.sampling.prompts_per_epoch * recipe.source_weights[source])
+        if split == "train" and counts[name] < wanted:
+            return Check(
+                "prompts",
+                False,
+                f"{counts[name]} training prompts{f' of {source}' * bool(source)} are fewer than "
+                f"{f'its {wanted} of ' * bool(source)}sampling.prompts_per_epoch = "
+                f"{recipe.sampling.prompts_per_epoch}: lower it, or add prompts to {path}",
+            )
+    return Check("prompts", True, ", ".join(f"{n} {name}" for name, n in counts.items()))
 
 
-def _first_prompt(recipe: Recipe) -> Prompt:
-    """A training prompt with the metadata that its rewards read; a made-up one where there is none."""
-    try:
-        return read_prompts(recipe.prompts.train)[0]
-    except ConfigError:
-        return PROBE
+def _first_prompt(recipe: Recipe, reward: str) -> Prompt:
+    """A training prompt with the metadata that the reward reads; a made-up one where there is none."""
+    for _, source, split, path in recipe.prompts.files():
+        if split == "train" and reward in recipe.source_rewards[source]:
+            try:
+                return read_prompts(path)[0]
+            except ConfigError:
+                break
+    return PROBE
 
 
 def _check_sizes(recipe: Recipe, gpus: int) -> Check:
@@ -122,7 +128,12 @@ def _check_disk(recipe: Recipe, folder: Path) -> Check:
 def _check_policy(recipe: Recipe) -> Iterator[Check]:
     device = pick_device(recipe.device)
     try:
-        policy = load_policy(recipe.model, device, with_reference=recipe.update.needs_reference)
+        policy = load_policy(
+            recipe.model,
+            device,
+            with_reference=recipe.update.needs_reference,
+            teachers=recipe.teachers,
+        )
     except TrainerError as error:
         yield Check("model", False, str(error))
         return
@@ -134,8 +145,8 @@ def _check_policy(recipe: Recipe) -> Iterator[Check]:
 
 
 def _check_cache(policy: Policy, recipe: Recipe) -> Check:
-    paths = [path for path in recipe.prompts.model_dump().values() if path is not None]
-    texts = {prompt.text for path in paths for prompt in read_prompts(path)}
+    files = recipe.prompts.files()
+    texts = {prompt.text for *_, path in files for prompt in read_prompts(path)}
     needed = policy.encode([PROBE.text]).nbytes() * len(texts) / 1e9
     room = recipe.model.prompt_cache_gb
     message = f"about {needed:.2f} GB for {len(texts)} prompts, model.prompt_cache_gb = {room:g}"
@@ -148,7 +159,7 @@ def _check_cache(policy: Policy, recipe: Recipe) -> Check:
 
 
 def _check_ratio(policy: Policy, recipe: Recipe) -> Check:
-    if recipe.update.forward_process:
-        return Check("ratio", True, f"{recipe.update.objective} has no trajectories to replay")
+    if recipe.update.trains_on != "trajectories":
+        return Check("ratio", True, f"{recipe.update.objective} has no ratio to replay")
     report = measure_ratio(policy, recipe, [PROBE])
     return Check("ratio", report.ok, report.explain())

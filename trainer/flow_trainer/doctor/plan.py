@@ -73,7 +73,12 @@ class Plan:
 
 def plan(recipe: Recipe) -> Plan:
     """Runs a micro-batch of `recipe` on a fake GPU. Raises ConfigError for a model whose parts are
-    not on record."""
+    not on record, and for one that has teachers."""
+    if recipe.teachers:
+        raise ConfigError(
+            f"no fake run for update.objective = {recipe.update.objective}: its teachers would have to be "
+            "downloaded"
+        )
     recipe = _one_micro_batch(recipe)
     with fake_gpu(torch.device("cpu")) as ledger:
         return _Epoch(recipe, ledger).run()

@@ -60,10 +60,10 @@ class _Outbox:
         """Writes what has come; waits up to `wait_s` for the oldest. While a reward is down
         altogether, holds until it is back. Raises OutageError."""
         if wait_s and self._jobs:
-            wait([self._jobs[0][2].result], wait_s)
+            wait(self._jobs[0][2].results.values(), wait_s)
         left = []
         for reward, images, job in self._jobs:
-            if not job.result.done():
+            if not job.done:
                 left.append((reward, images, job))
                 continue
             asked = self._rewards[reward]

@@ -10,6 +10,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from flow_trainer.algorithm.advantages import Advantages
 from flow_trainer.loop.evaluate import Evaluation, stack_images
 from flow_trainer.loop.ratio import ratio_tolerance
@@ -82,6 +84,7 @@ def log_epoch(
     metrics = {
         "reward": scores.mean(),
         **scores.reward_means(),
+        **_source_rewards(run, batch, scores),
         **advantages.metrics,
         **stats.means(),
         "ratio_error": stats.ratio_error,
@@ -126,6 +129,16 @@ def _scaling(run: Run, stats: UpdateStats) -> dict[str, float]:
     return {"loss_scale": run.scale.value, "skipped_updates": stats.skipped}
 
 
+def _source_rewards(run: Run, batch: Batch, scores: Scores) -> dict[str, float]:
+    """Mean reward of every source of prompts, where there are several."""
+    group = run.recipe.sampling.group_size
+    named = np.repeat([prompt.source for prompt in batch.prompts], group)
+    found = {
+        name: scores.values[(named == name) & scores.valid] for name in run.recipe.prompts.sources
+    }
+    return {f"{name}/reward": float(values.mean()) for name, values in found.items() if len(values)}
+
+
 def _image_hashes(run: Run, batch: Batch) -> list[str]:
     """Of all samples, in the order of their rows."""
     hashes = map(image_hash, stack_images(batch.images))
@@ -140,7 +153,7 @@ def write_summary(run: Run, before: Evaluation | None, after: Evaluation | None)
         "seed": run.recipe.seed,
         "epochs": progress.epoch,
         "heldout_before": _stored_score(run.folder, "before"),
-        "heldout_after": after.scores.mean() if after else None,
+        "heldout_after": after.score if after else None,
         "best_validation": progress.best_score,
         "best_epoch": progress.best_epoch,
         "train_wall_seconds": round(progress.train_seconds, 2),

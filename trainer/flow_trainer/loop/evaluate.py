@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,14 +27,39 @@ class Evaluation:
     asked for them."""
     prompts: list[str]
     """One per image."""
+    sources: list[str]
+    """One per image: which of the recipe's sources it is of."""
+    weights: Mapping[str, float]
+    """Of the sources in the score."""
+
+    @property
+    def score(self) -> float | None:
+        """Mean over the images; of several sources, the weighted mean of theirs, whatever their number
+        of prompts, and None when one of them has no score at all."""
+        means = self._source_means()
+        if len(means) < 2:
+            return self.scores.mean()
+        if None in means.values():
+            return None
+        weighted = [(self.weights[name], mean) for name, mean in means.items() if mean is not None]
+        return sum(w * mean for w, mean in weighted) / sum(w for w, _ in weighted)
+
+    def _source_means(self) -> dict[str, float | None]:
+        named = np.array(self.sources)
+        means: dict[str, float | None] = {}
+        for name in dict.fromkeys(self.sources):
+            values = self.scores.values[(named == name) & self.scores.valid]
+            means[name] = float(values.mean()) if len(values) else None
+        return means
 
     def summary(self) -> dict[str, float | int | None]:
         """Mean score, mean of every reward and sub-score, standard error, failed samples."""
         valid = self.scores.values[self.scores.valid]
         error = float(valid.std(ddof=1) / np.sqrt(len(valid))) if len(valid) > 1 else None
         return {
-            "score": self.scores.mean(),
+            "score": self.score,
             "standard_error": error,
+            **{f"{name}/score": mean for name, mean in self._source_means().items() if name},
             **self.scores.reward_means(),
             "images": len(self.prompts),
             "failed": int((~self.scores.valid).sum()),
@@ -85,4 +110,6 @@ def evaluate(
         scores=scores,
         images=world.gather_rows(drawn, stack_images(images)) if keep_images else stack_images([]),
         prompts=[prompt.text for prompt in expanded],
+        sources=[prompt.source for prompt in expanded],
+        weights=recipe.source_weights,
     )

@@ -14,7 +14,7 @@ from flow_trainer.algorithm.advantages import (
     large_enough,
 )
 from flow_trainer.loop.scoring import Job, Scorer
-from flow_trainer.recipe import Recipe
+from flow_trainer.recipe import Recipe, Reward
 from flow_trainer.record.scores import Scores, join_scores
 
 Hold = Callable[[int, list[str]], Callable[[], None]]
@@ -29,6 +29,8 @@ class Feedback:
     that is handed them reads its share once `ready` has returned. `check` is called every few seconds
     while the first update waits; it may raise to leave.
 
+    `sources` says which of the recipe's sources each prompt is of.
+
     Of several ranks, each has the jobs of its own micro-batches and learns of all samples.
     """
 
@@ -39,7 +41,9 @@ class Feedback:
         jobs: Sequence[Job],
         hold: Hold,
         check: Callable[[], None] = lambda: None,
+        sources: Sequence[str] | None = None,
     ) -> None:
+        self._sources = sources or [""] * recipe.sampling.prompts_per_epoch
         self._recipe = recipe
         self._scorer = scorer
         self._jobs = jobs
@@ -74,30 +78,87 @@ class Feedback:
         check = self._check if update == 0 else lambda: None
         part = self._scorer.collect(jobs, lambda down: self._hold(update, down), check)
         self._parts.append(part)
-        found = self._advantages(part)
         group = self._recipe.sampling.group_size
         prompts = slice(rows.start // group, rows.stop // group)
+        found = self._advantages(part, self._sources[prompts])
         self.advantages.values[prompts] = found.values
         self.advantages.used[prompts] = found.used
         if rows.stop == self._recipe.images_per_epoch:
             self.scores.require_one()
-            self.advantages.metrics.update(self._advantages(self.scores).metrics)
+            whole = self._advantages(self.scores, self._sources)
+            self.advantages.metrics.update(whole.metrics)
 
-    def _advantages(self, scores: Scores) -> Advantages:
+    def _advantages(self, scores: Scores, sources: Sequence[str]) -> Advantages:
         rewards = {name: batch.values for name, batch in scores.rewards.items()}
-        return epoch_advantages(self._recipe, rewards, scores.valid)
+        return epoch_advantages(self._recipe, rewards, scores.valid, sources)
 
 
 def epoch_advantages(
-    recipe: Recipe, rewards: Mapping[str, np.ndarray], valid: np.ndarray
+    recipe: Recipe,
+    rewards: Mapping[str, np.ndarray],
+    valid: np.ndarray,
+    sources: Sequence[str] | None = None,
 ) -> Advantages:
-    """Advantages of an epoch's samples, from every reward's scores (B,) and valid (B,), B = P G."""
-    a, shape = recipe.advantage, (-1, recipe.sampling.group_size)
-    used = large_enough(valid.reshape(shape), recipe.scoring.min_group)
+    """Advantages of an epoch's samples, from every reward's scores (B,) and valid (B,), B = P G, and
+    which source each of the P prompts is of (None: there are none). Each source is normalised by
+    itself, with its own rewards and weights."""
+    grids = {
+        name: values.reshape(-1, recipe.sampling.group_size) for name, values in rewards.items()
+    }
+    mask = valid.reshape(-1, recipe.sampling.group_size)
+    terms = recipe.source_rewards
+    if sources is None or len(terms) == 1:
+        return _source_advantages(recipe, grids, mask, *terms.values())
+    named = np.array(sources)
+    parts = {name: named == name for name in terms if name in sources}
+    found = {
+        name: _source_advantages(
+            recipe, {n: grid[rows] for n, grid in grids.items()}, mask[rows], terms[name]
+        )
+        for name, rows in parts.items()
+    }
+    values, used = (
+        torch.zeros(mask.shape, dtype=torch.float64),
+        torch.zeros(mask.shape, dtype=torch.bool),
+    )
+    for name, rows in parts.items():
+        values[rows], used[rows] = found[name].values, found[name].used
+    return Advantages(values, used, _joined_metrics(found))
+
+
+def _source_advantages(
+    recipe: Recipe,
+    rewards: Mapping[str, np.ndarray],
+    valid: np.ndarray,
+    terms: Mapping[str, Reward],
+) -> Advantages:
+    """Of rewards (P, G) and valid (P, G)."""
+    a = recipe.advantage
+    used = large_enough(valid, recipe.scoring.min_group)
     total = combine_rewards(
-        {name: values.reshape(shape) for name, values in rewards.items()},
-        recipe.trained,
+        {name: rewards[name] for name in terms if name in rewards},
+        terms,
         used,
         normalise="prompt" if a.std == "gdpo" else None,
     )
-    return group_advantages(total, used, std=a.std, min_group=recipe.scoring.min_group, clip=a.clip)
+    return group_advantages(
+        total,
+        used,
+        std=a.std,
+        min_group=recipe.scoring.min_group,
+        clip=a.clip,
+        scale=a.scale,
+    )
+
+
+def _joined_metrics(parts: Mapping[str, Advantages]) -> dict[str, float]:
+    """Over the groups of all sources that are used, and of each source by itself."""
+    groups = {name: int(part.used.any(1).sum()) for name, part in parts.items()}
+    joined = {
+        metric: sum(parts[name].metrics[metric] * groups[name] for name in parts)
+        / max(sum(groups.values()), 1)
+        for metric in ("group_std", "zero_std_ratio")
+    }
+    joined["dropped_groups"] = sum(part.metrics["dropped_groups"] for part in parts.values())
+    own = {f"{n}/{key}": value for n, part in parts.items() for key, value in part.metrics.items()}
+    return {**joined, **own}

@@ -8,8 +8,9 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from flow_trainer.algorithm.dynamics import DYNAMICS, Transition, euler
+from flow_trainer.algorithm.dynamics import DYNAMICS, Transition
 from flow_trainer.algorithm.noise import evaluation_noise, sample_noise
+from flow_trainer.algorithm.solver import ORDERS, OdeSolver
 from flow_trainer.algorithm.trajectory import Trajectories
 from flow_trainer.loop.ahead import Ahead
 from flow_trainer.loop.finite import FiniteWatch
@@ -54,18 +55,19 @@ def rollout(
     on_images: OnImages,
     world: World = ALONE,
     before_turn: Callable[[], None] = lambda: None,
+    chosen: Sequence[int] | None = None,
 ) -> Trajectories:
     """Samples `group_size` images for each prompt with the epoch's stochastic window; of several
-    ranks, each its own micro-batches.
-
-    `indices` are the prompts' positions in the prompt file: noise is keyed by (seed, epoch, index,
-    member), so results do not depend on how the epoch is split into micro-batches. `on_images` gets
-    every micro-batch as soon as it is decoded. `before_turn` is called equally often on every rank.
+    ranks, each its own micro-batches. `indices` are the prompts' positions in the prompt file: noise
+    is keyed by (seed, epoch, index, member), so results do not depend on how the epoch is split into
+    micro-batches. `on_images` gets every micro-batch as soon as it is decoded. `before_turn` is called
+    equally often on every rank. `chosen` says which member each sample is, prompt by prompt, where
+    that is not 0, 1, ...
     """
     sampling = recipe.sampling
     sigmas = policy.sigmas(sampling.num_steps).to(policy.device)
     window = recipe.window(epoch)
-    members = [(index, g) for index in indices for g in range(sampling.group_size)]
+    members = _members(indices, sampling.group_size, chosen)
     done: list[int] = []
     finished, latents, log_probs, means = [], [], [], []
     shared = shares(recipe, len(members))
@@ -88,6 +90,7 @@ def rollout(
             batch = texts[prompts_of(rows, sampling.group_size)]
             kept, densities, centres = [], [], []
             watch = FiniteWatch(rows, epoch)
+            ode = OdeSolver(ORDERS.get(sampling.dynamics, 1))
             for i in range(sampling.num_steps):
                 steps = torch.full((len(rows),), i, device=policy.device)
                 v = policy.velocity(x, sigmas[steps], batch)
@@ -102,7 +105,7 @@ def rollout(
                     watch.see(f"log-probability at step {i}", densities[-1])
                     centres.append(step.mean)
                 else:
-                    x = euler(x, v, sigmas[i], sigmas[i + 1])
+                    x = ode.step(x, v, sigmas[i], sigmas[i + 1])
                 leaving.look()
             if not turn.counts:
                 continue
@@ -136,7 +139,7 @@ def generate(
     on_images: OnImages,
     world: World = ALONE,
 ) -> None:
-    """ODE (Euler) sampling for evaluation: the same noise at every call, whatever the epoch; of
+    """ODE sampling for evaluation: the same noise at every call, whatever the epoch; of
     several ranks, each its own micro-batches."""
     sigmas = policy.sigmas(num_steps).to(policy.device)
     members = [(p, g) for p in range(len(prompts)) for g in range(images_per_prompt)]
@@ -155,7 +158,7 @@ def generate(
                 continue
             (x,) = ahead.get(rows, [t.rows for t in turns[number + 1 : number + 2] if t.rows])
             x = _along_ode(
-                policy, x, texts[prompts_of(rows, images_per_prompt)], sigmas, leaving.look
+                policy, recipe, x, texts[prompts_of(rows, images_per_prompt)], sigmas, leaving.look
             )
             if turn.counts:
                 leaving.add(rows, x)
@@ -173,22 +176,33 @@ def ode_images(
     """Images (B, H, W, 3) uint8 of one micro-batch, keyed by (prompt index, member), along the ODE;
     `conditioning` has a row for each key."""
     x = evaluation_noise(recipe.seed, keys, policy.latent_shape).to(policy.device)
-    x = _along_ode(policy, x, conditioning, sigmas)
+    x = _along_ode(policy, recipe, x, conditioning, sigmas)
     return policy.decode(x, recipe.sampling.decode_batch).images()
 
 
 def _along_ode(
     policy: Policy,
+    recipe: Recipe,
     x: Tensor,
     conditioning: Conditioning,
     sigmas: Tensor,
     after_step: Callable[[], None] = lambda: None,
 ) -> Tensor:
+    ode = OdeSolver(ORDERS[recipe.evaluation.dynamics])
     for i in range(len(sigmas) - 1):
         steps = torch.full((len(x),), i, device=policy.device)
-        x = euler(x, policy.velocity(x, sigmas[steps], conditioning), sigmas[i], sigmas[i + 1])
+        v = policy.velocity(x, sigmas[steps], conditioning)
+        x = ode.step(x, v, sigmas[i], sigmas[i + 1])
         after_step()
     return x
+
+
+def _members(
+    indices: Sequence[int], group_size: int, chosen: Sequence[int] | None
+) -> list[tuple[int, int]]:
+    """Prompt index and member of every sample, prompt by prompt."""
+    numbers = chosen or list(range(group_size)) * len(indices)
+    return [(indices[row // group_size], member) for row, member in enumerate(numbers)]
 
 
 class _Leaving:

@@ -22,7 +22,8 @@ from flow_trainer.models.prompt_cache import Fit
 from flow_trainer.parallel.world import World
 from flow_trainer.recipe import Recipe
 from flow_trainer.recipe.checks import busy_share
-from flow_trainer.recipe.prompts import Prompt, read_prompts
+from flow_trainer.recipe.prompts import Prompt, read_split
+from flow_trainer.recipe.sampling import SPLITS
 from flow_trainer.record.checkpoint import Checkpoints, Progress
 from flow_trainer.record.quiet_log import QuietLog
 from flow_trainer.record.runlog import RunLog
@@ -76,7 +77,9 @@ def open_run(
     recipe: Recipe, folder: Path, *, resume: bool, device: torch.device, world: World
 ) -> Run:
     """All ranks open a run together."""
-    scorer = Scorer(recipe.trained, recipe.scoring, world, recipe.images_per_epoch)
+    scorer = Scorer(
+        recipe.trained, recipe.scoring, world, recipe.images_per_epoch, recipe.source_rewards
+    )
     try:
         return _open(recipe, folder, scorer, resume=resume, device=device, world=world)
     except BaseException:
@@ -98,15 +101,16 @@ def _open(
     changes = recipe_changes(recipe, folder) if resume else {}
     busy = busy_share(recipe, world.size)
     torch.backends.cuda.matmul.allow_tf32 = True
-    prompts = {
-        split: read_prompts(path)
-        for split, path in recipe.prompts.model_dump().items()
-        if path is not None
-    }
+    splits = {split: read_split(recipe.prompts, split) for split in SPLITS}
+    prompts = {split: found for split, found in splits.items() if found}
     scorer.wait_ready(recipe.scoring.outage_wait_s if resume else scorer.timeout_s)
     torch.manual_seed(recipe.seed)  # LoRA's initial weights
     policy = load_policy(
-        recipe.model, device, with_reference=recipe.update.needs_reference, mesh=world.mesh
+        recipe.model,
+        device,
+        with_reference=recipe.update.needs_reference,
+        mesh=world.mesh,
+        teachers=recipe.teachers,
     )
     fit = policy.prepare_prompts([prompt.text for split in prompts.values() for prompt in split])
     u = recipe.update

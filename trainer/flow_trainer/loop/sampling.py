@@ -12,10 +12,11 @@ from flow_trainer.errors import Interrupted
 from flow_trainer.loop.rollout import rollout
 from flow_trainer.loop.run import Run
 from flow_trainer.loop.scoring import Job
+from flow_trainer.loop.scout import scouted_members
 from flow_trainer.loop.updates.replay import reference_velocities
 from flow_trainer.models.conditioning import Rows
 from flow_trainer.models.prompt_rows import PromptRows
-from flow_trainer.recipe.prompts import Prompt, epoch_prompts
+from flow_trainer.recipe.prompts import Prompt, mixed_epoch_prompts
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +52,12 @@ def sample_again(run: Run) -> Batch | None:
 def _draw(run: Run, epoch: int, weights: AbstractContextManager[None], ahead: bool) -> Batch:
     recipe = run.recipe
     group = recipe.sampling.group_size
-    indices = epoch_prompts(
-        len(run.prompts["train"]), recipe.sampling.prompts_per_epoch, epoch, recipe.seed
+    indices = mixed_epoch_prompts(
+        run.prompts["train"],
+        recipe.source_weights,
+        recipe.sampling.prompts_per_epoch,
+        epoch,
+        recipe.seed,
     )
     prompts = [run.prompts["train"][index] for index in indices]
     images: list[Tensor] = []
@@ -69,8 +74,19 @@ def _draw(run: Run, epoch: int, weights: AbstractContextManager[None], ahead: bo
 
     try:
         with weights:
+            chosen = None
+            if recipe.update.keep is not None:
+                chosen = scouted_members(run, epoch, prompts, indices, leave_if_asked)
             samples = rollout(
-                run.policy, recipe, epoch, prompts, indices, on_images, run.world, leave_if_asked
+                run.policy,
+                recipe,
+                epoch,
+                prompts,
+                indices,
+                on_images,
+                run.world,
+                leave_if_asked,
+                chosen,
             )
     except Interrupted:
         # the weights are still those of the last finished epoch

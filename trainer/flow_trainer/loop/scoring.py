@@ -11,7 +11,7 @@ import asyncio
 import os
 import threading
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from itertools import chain
@@ -24,7 +24,7 @@ from flow_trainer.errors import ConfigError, OutageError
 from flow_trainer.parallel.world import ALONE, World
 from flow_trainer.recipe import Reward, Scoring
 from flow_trainer.recipe.prompts import Prompt
-from flow_trainer.record.scores import Scores, join_scores, pack, unpack
+from flow_trainer.record.scores import Scores, join_scores, pack, place, unpack
 from flow_trainer.record.throughput import Traffic
 from reward_api import (
     AsyncRewardClient,
@@ -48,7 +48,27 @@ class Job:
     images: np.ndarray
     prompts: list[str]
     metadata: list[dict[str, Any]]
-    result: Future[SuiteScores]
+    sources: list[str]
+    """One per image: which of the recipe's sources it is of."""
+    results: dict[str, Future[SuiteScores]]
+    """By source, of its images in their order."""
+
+    @property
+    def done(self) -> bool:
+        return all(result.done() for result in self.results.values())
+
+    @property
+    def scores(self) -> Scores:
+        """Of all images. Call once the results are there."""
+        if len(self.results) == 1:
+            return join_scores([result.result() for result in self.results.values()])
+        return place(
+            len(self.prompts),
+            [
+                ([i for i, source in enumerate(self.sources) if source == name], result.result())
+                for name, result in self.results.items()
+            ],
+        )
 
 
 class Scorer:
@@ -64,8 +84,11 @@ class Scorer:
         scoring: Scoring,
         world: World = ALONE,
         images_per_epoch: int = 0,
+        sources: Mapping[str, Mapping[str, Reward]] | None = None,
     ) -> None:
-        """`images_per_epoch`: by which samples' time is measured where the recipe does not say."""
+        """`images_per_epoch`: by which samples' time is measured where the recipe does not say.
+        `sources`: which rewards score the images of each source of prompts, with their weights there;
+        None: all score all."""
         self._config = scoring
         self._world = world
         self.traffic = Traffic()
@@ -83,15 +106,17 @@ class Scorer:
             )
             for name, reward in rewards.items()
         }
-        weights = {name: reward.weight for name, reward in rewards.items()}
-        self._suite = AsyncRewardSuite(self._clients, weights, on_error="nan")
+        self._all = self._suite(rewards)
+        self._suites = {name: self._suite(own) for name, own in (sources or {"": rewards}).items()}
 
     def submit(self, rows: range, images: Tensor, prompts: Sequence[Prompt]) -> Job:
         """Starts scoring images (b, H, W, 3) uint8; `prompts` has one entry per image."""
         texts = [prompt.text for prompt in prompts]
         metadata = [dict(prompt.metadata) for prompt in prompts]
-        array = images.numpy()
-        return Job(rows, array, texts, metadata, self._spawn(array, texts, metadata))
+        sources = [prompt.source for prompt in prompts]
+        job = Job(rows, images.numpy(), texts, metadata, sources, {})
+        job.results = self._spawn(job)
+        return job
 
     def collect(
         self,
@@ -112,7 +137,7 @@ class Scorer:
             check = hold(down) if hold is not None else check
             self.wait_ready(self._config.outage_wait_s, check)
             for job in jobs:
-                job.result = self._spawn(job.images, job.prompts, job.metadata)
+                job.results = self._spawn(job)
             scores = self._join(jobs, check)
         scores.wait_s = time.perf_counter() - started
         return scores
@@ -135,7 +160,7 @@ class Scorer:
 
     def metadata(self) -> dict[str, Any]:
         """RewardMetadata of every reward."""
-        return self._run(self._suite.metadata())
+        return self._run(self._all.metadata())
 
     def close(self) -> None:
         self._run(_cancel_others())
@@ -147,31 +172,41 @@ class Scorer:
 
     def _not_ready(self, timeout_s: float) -> RewardError | None:
         try:
-            return self._run(self._suite.wait_ready(timeout_s))
+            return self._run(self._all.wait_ready(timeout_s))
         except (Unavailable, Overloaded, DeadlineExceeded) as error:
             return error
 
     def _join(self, jobs: Sequence[Job], check: Callable[[], None]) -> Scores:
         """Scores of all ranks' jobs. No rank waits in a collective for longer than CHECK_S, or it
         would not see a signal, nor the others that it has seen one."""
-        futures = [job.result for job in jobs]
+        futures = [result for job in jobs for result in job.results.values()]
         while self._world.any(bool(wait(futures, CHECK_S).not_done)):
             check()
-        mine = [(job.rows.start, job.result.result()) for job in jobs]
+        mine = [(job.rows.start, job.scores) for job in jobs]
         if self._world.size == 1:
             return join_scores([scores for _, scores in mine])
         parts = self._world.exchange([(start, pack(scores)) for start, scores in mine])
         ordered = sorted(chain.from_iterable(parts), key=lambda part: part[0])
         return join_scores([unpack(part) for _, part in ordered])
 
-    def _spawn(
-        self, images: np.ndarray, prompts: list[str], metadata: list[dict[str, Any]]
-    ) -> Future[SuiteScores]:
+    def _spawn(self, job: Job) -> dict[str, Future[SuiteScores]]:
+        return {name: self._score(job, name) for name in dict.fromkeys(job.sources)}
+
+    def _score(self, job: Job, source: str) -> Future[SuiteScores]:
+        rows = [i for i, name in enumerate(job.sources) if name == source]
+        images = job.images if len(rows) == len(job.sources) else job.images[rows]
+        suite = self._suites[source]
         result = asyncio.run_coroutine_threadsafe(
-            self._suite.score(images, prompts, metadata), self._loop
+            suite.score(images, [job.prompts[i] for i in rows], [job.metadata[i] for i in rows]),
+            self._loop,
         )
-        self.traffic.track(result, images.nbytes * len(self._clients))
+        self.traffic.track(result, images.nbytes * len(suite.weights))
         return result
+
+    def _suite(self, rewards: Mapping[str, Reward]) -> AsyncRewardSuite:
+        clients = {name: self._clients[name] for name in rewards}
+        weights = {name: reward.weight for name, reward in rewards.items()}
+        return AsyncRewardSuite(clients, weights, on_error="nan")
 
     def _run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()

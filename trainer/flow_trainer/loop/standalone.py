@@ -16,7 +16,7 @@ from flow_trainer.loop.scoring import Scorer
 from flow_trainer.models.load import load_policy
 from flow_trainer.parallel.world import pick_device
 from flow_trainer.recipe import Recipe
-from flow_trainer.recipe.prompts import read_prompts
+from flow_trainer.recipe.prompts import read_split
 from flow_trainer.record.checkpoint import load_weights
 from flow_trainer.record.lock import make_folder
 from flow_trainer.record.runlog import image_grid
@@ -33,17 +33,21 @@ def evaluate_checkpoint(
 ) -> dict[str, Any]:
     """Evaluates a checkpoint folder (None: the base model) on a prompt split; returns the summary
     and, with `out`, leaves summary.json and images.png there."""
-    path = getattr(recipe.prompts, split)
-    if path is None:
+    prompts = read_split(recipe.prompts, split)
+    if not prompts:
         raise ConfigError(f"the recipe has no prompts.{split}")
-    prompts = read_prompts(path)
     if checkpoint is not None:
         for line in checkpoint_changes(recipe, checkpoint):
             print(f"evaluated with {line} in training", file=sys.stderr)
     if out is not None:
         make_folder(out)
     images = max(recipe.images_per_epoch, len(prompts) * images_per_prompt)
-    scorer = Scorer(recipe.trained, recipe.scoring, images_per_epoch=images)
+    scorer = Scorer(
+        recipe.trained,
+        recipe.scoring,
+        images_per_epoch=images,
+        sources=recipe.source_rewards,
+    )
     try:
         scorer.wait_ready(scorer.timeout_s)
         policy = load_policy(recipe.model, pick_device(recipe.device), with_reference=False)

@@ -60,7 +60,7 @@ def train(recipe: Recipe, folder: Path, *, resume: bool = False) -> dict[str, An
 def _epochs(run: Run, watching: Watching) -> None:
     recipe = run.recipe
     if not run.resumed:
-        if not recipe.update.forward_process:
+        if recipe.update.trains_on == "trajectories":
             check_ratio(run.policy, recipe, run.prompts["train"])
         run.save()
     run.log.start(run.progress.epoch)
@@ -77,7 +77,12 @@ def _epochs(run: Run, watching: Watching) -> None:
         watching.begin(batch)
         # TRAINING: replay the stochastic steps with gradients
         feedback = Feedback(
-            recipe, run.scorer, batch.jobs, partial(_hold, run), partial(_leave_waiting, run)
+            recipe,
+            run.scorer,
+            batch.jobs,
+            partial(_hold, run),
+            partial(_leave_waiting, run),
+            [prompt.source for prompt in batch.prompts],
         )
         stats = update(run, batch, feedback)
         ended = time.perf_counter()
@@ -179,7 +184,7 @@ def _validate(run: Run, epoch: int) -> None:
         )
     _say_missing(run, f"validation after epoch {epoch}", result)
     run.progress.reward_wait_seconds += result.scores.wait_s
-    score = result.scores.mean()
+    score = result.score
     best = run.progress.best_score
     if score is not None and (best is None or score > best):
         run.progress.best_score, run.progress.best_epoch = score, epoch
@@ -206,7 +211,7 @@ def _heldout(run: Run, name: str) -> Evaluation | None:
     if run.world.is_main:
         _keep_heldout(run.folder / "heldout", name, result)
     run.log.metrics(f"heldout_{name}", run.progress.epoch, result.summary())
-    run.log.say(f"held-out prompts, {name} training: {_format(result.scores.mean())}")
+    run.log.say(f"held-out prompts, {name} training: {_format(result.score)}")
     return result
 
 

@@ -10,6 +10,7 @@ from flow_trainer.loop.run import Run
 from flow_trainer.loop.sampling import Batch
 from flow_trainer.loop.updates.chosen import update_chosen
 from flow_trainer.loop.updates.descend import UpdateStats
+from flow_trainer.loop.updates.distill import update_distill
 from flow_trainer.loop.updates.forward import update_forward
 from flow_trainer.loop.updates.trajectory import update_policy
 
@@ -71,8 +72,25 @@ def _on_finished_samples(
     )
 
 
+def _on_teachers(run: Run, batch: Batch, advantages: Advantages, ready: Ready) -> UpdateStats:
+    return update_distill(
+        run.policy,
+        run.optimizer,
+        run.ema,
+        run.recipe,
+        batch.epoch,
+        batch.samples,
+        batch.conditioning,
+        [prompt.source for prompt in batch.prompts],
+        ready,
+        run.world,
+        run.scale,
+    )
+
+
 UPDATES: dict[str, Callable[[Run, Batch, Advantages, Ready], UpdateStats]] = {
     "trajectories": _on_trajectories,
     "finished samples": _on_finished_samples,
     "chosen samples": _on_finished_samples,
+    "teachers": _on_teachers,
 }

@@ -25,9 +25,12 @@ METADATA = "lora_adapter_metadata"
 """Where diffusers keeps an adapter's configuration, as JSON, in the file's metadata."""
 
 
-def load_adapter(transformer: Any, source: str) -> None:
-    """Adds the adapter at `source`, a folder or a hub repository, in peft's layout (as published by
-    Flow-GRPO) or in diffusers' (as `Tuning.save` writes it). Raises ConfigError when its names, its
+def load_adapter(
+    transformer: Any, source: str, name: str = "default", key: str = "model.adapter"
+) -> None:
+    """Adds the adapter at `source`, which the recipe names as `key`, under `name`: a folder or a hub
+    repository, in peft's layout (as published by Flow-GRPO) or in diffusers' (as `Tuning.save` writes
+    it). Raises ConfigError when its names, its
     shapes or its configuration do not fit the transformer, NonFiniteError for weights with NaN or Inf.
     """
     try:
@@ -42,30 +45,29 @@ def load_adapter(transformer: Any, source: str) -> None:
         else:
             raise ValueError(f"it holds neither {PEFT_CONFIG} nor {OWN_FILE}")
         state = _without_prefix(state, prefix)
-        _add(transformer, config, state)
+        _add(transformer, config, state, name, key)
     except NonFiniteError:
         raise
     # what peft and diffusers raise on files that they cannot use
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
         reason = "; ".join(line.strip() for line in str(error).splitlines()[:2])
-        raise ConfigError(
-            f"model.adapter = {source!r} cannot be used with this model: {reason}"
-        ) from error
+        raise ConfigError(f"{key} = {source!r} cannot be used with this model: {reason}") from error
 
 
-def _add(transformer: Any, config: LoraConfig | None, state: dict[str, Tensor]) -> None:
+def _add(
+    transformer: Any, config: LoraConfig | None, state: dict[str, Tensor], adapter: str, key: str
+) -> None:
     for name, value in state.items():
         if not value.isfinite().all():
-            raise NonFiniteError(f"model.adapter: {name} has values that are not finite")
+            raise NonFiniteError(f"{key}: {name} has values that are not finite")
     modules = dict(transformer.named_modules())
     strange = [name for name in state if name.partition(".lora_")[0] not in modules]
     if strange:
         raise ValueError(f"{len(strange)} names differ, e.g. {strange[0]} is unknown to the model")
     config = config or _config_of(state)
     config.lora_dropout = 0.0
-    transformer.add_adapter(config)
-    set_peft_model_state_dict(transformer, dict(state))
-    adapter = next(iter(transformer.peft_config))
+    transformer.add_adapter(config, adapter_name=adapter)
+    set_peft_model_state_dict(transformer, dict(state), adapter_name=adapter)
     loaded = get_peft_model_state_dict(transformer, adapter_name=adapter)
     wrong = sorted(loaded.keys() ^ state.keys())
     if wrong:
@@ -109,7 +111,7 @@ def _read(file: Path) -> tuple[dict[str, Tensor], LoraConfig | None]:
 
 def _config(values: dict[str, Any]) -> LoraConfig:
     known = LoraConfig.__dataclass_fields__
-    config = LoraConfig(**{key: value for key, value in values.items() if key in known})
+    config: Any = LoraConfig(**{key: value for key, value in values.items() if key in known})
     if isinstance(config.target_modules, list):
         config.target_modules = set(config.target_modules)
     return config

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from itertools import chain
@@ -42,8 +42,10 @@ class DiffusersPolicy:
         with_reference: bool,
         mesh: DeviceMesh | None = None,
         pipeline: Any = None,
+        teachers: Mapping[str, str] | None = None,
     ) -> None:
-        """`pipeline`: an instance of the family's, instead of the one at config.path."""
+        """`pipeline`: an instance of the family's, instead of the one at config.path. `teachers`:
+        adapters by name."""
         self.device = device
         self._family = family
         config = config.model_copy(update={"compile": compiles(config, device)})
@@ -76,7 +78,12 @@ class DiffusersPolicy:
         self._flops = FlopsByText(partial(count, config, self.latent_shape))
         self._rows: Counter[tuple[int, bool]] = Counter()
         self._tuning = Tuning(
-            transformer, config, family.lora_targets, with_reference=with_reference, mesh=mesh
+            transformer,
+            config,
+            family.lora_targets,
+            with_reference=with_reference,
+            mesh=mesh,
+            teachers=teachers or {},
         )
         self._prompts = PromptCache(self._encode, config.prompt_cache_gb, self._with_encoders)
         self._decoder = Decoder(self._pixels, device, lambda: self._on_device(self._vae))
@@ -89,7 +96,8 @@ class DiffusersPolicy:
         )
 
     def prepare_prompts(self, prompts: list[str]) -> Fit:
-        fit = self._prompts.fill([*prompts, ""] if self._has_null else prompts)
+        # the empty prompt also where only a reference is guided
+        fit = self._prompts.fill([*prompts, ""] if self._family.classifier_free else prompts)
         if not fit.fits:
             return fit
         for name in self._family.text_encoders:
@@ -177,8 +185,26 @@ class DiffusersPolicy:
     def trainable(self) -> dict[str, nn.Parameter]:
         return self._tuning.trainable
 
-    def reference(self) -> AbstractContextManager[None]:
-        return self._tuning.reference()
+    @contextmanager
+    def reference(self, guidance: float | None = None) -> Iterator[None]:
+        with self._tuning.reference(), self._guided(guidance):
+            yield
+
+    @contextmanager
+    def teacher(self, name: str, guidance: float | None = None) -> Iterator[None]:
+        with self._tuning.teacher(name), self._guided(guidance):
+            yield
+
+    @contextmanager
+    def _guided(self, scale: float | None) -> Iterator[None]:
+        """Inside, guidance has this scale; None: the recipe's."""
+        config = self._config
+        if scale is not None:
+            self._config = config.model_copy(update={"guidance": scale})
+        try:
+            yield
+        finally:
+            self._config = config
 
     @contextmanager
     def in_float32(self) -> Iterator[None]:

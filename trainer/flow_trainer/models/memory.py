@@ -91,6 +91,7 @@ def memory(recipe: Recipe, model: Architecture, gpus: int = 1) -> Memory:
     trained = model.lora_parameters if lora else model.parameters
     whole = model.parameters + model.buffers
     weights = whole * element + trained * 4 if lora else whole * 4
+    weights += len(recipe.teachers) * model.lora_parameters * 4
     if not lora and u.needs_reference:
         weights += whole * element
     moments = 8 if u.optimizer == "adamw" else 2
@@ -128,7 +129,7 @@ def _encoders_stay(recipe: Recipe, element: int) -> bool:
     m = recipe.model
     if m.offload:
         return False
-    rows = sum(map(_prompt_count, filter(None, recipe.prompts.model_dump().values())))
+    rows = sum(_prompt_count(path) for *_, path in recipe.prompts.files())
     return rows * text_tokens(m) * TEXT_WIDTH[m.family] * element > m.prompt_cache_gb * 1e9
 
 

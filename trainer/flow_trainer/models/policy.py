@@ -66,8 +66,14 @@ class Policy(Protocol):
         """The float32 parameters that the optimizer sees, in a fixed order."""
         ...
 
-    def reference(self) -> AbstractContextManager[None]:
-        """Inside, `velocity` is the frozen model: without adapter, or before full fine-tuning."""
+    def reference(self, guidance: float | None = None) -> AbstractContextManager[None]:
+        """Inside, `velocity` is the frozen model: without adapter, or before full fine-tuning; at
+        this scale of guidance instead of the recipe's."""
+        ...
+
+    def teacher(self, name: str, guidance: float | None = None) -> AbstractContextManager[None]:
+        """Inside, `velocity` is that of this teacher, without gradients, at this scale of guidance
+        instead of the recipe's."""
         ...
 
     def in_float32(self) -> AbstractContextManager[None]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ class Tuning:
         *,
         with_reference: bool,
         mesh: DeviceMesh | None = None,
+        teachers: Mapping[str, str] | None = None,
     ) -> None:
         self.transformer: Any = transformer.requires_grad_(False).eval()
         self._lora = config.tuning == "lora"
@@ -38,6 +40,8 @@ class Tuning:
             transformer.enable_gradient_checkpointing()
         if self._lora:
             _add_adapter(transformer, config, lora_targets)
+            self._student = next(iter(transformer.peft_config))
+            self._teachers = _add_teachers(transformer, self._student, teachers or {})
         else:
             if with_reference:
                 self._reference = copy.deepcopy(transformer)
@@ -88,6 +92,15 @@ class Tuning:
             for tensor, dtype in cast:
                 tensor.data = tensor.data.to(dtype)
 
+    @contextmanager
+    def teacher(self, name: str) -> Iterator[None]:
+        """Inside, the transformer has this teacher's adapter instead of the trained one."""
+        self.transformer.set_adapter(self._teachers[name])
+        try:
+            yield
+        finally:
+            self.transformer.set_adapter(self._student)
+
     def save(self, folder: Path | None, pipeline_class: Any) -> None:
         """See `flow_trainer.models.Policy.save`."""
         state = None
@@ -98,7 +111,7 @@ class Tuning:
         if not self._lora:
             self._whole(state).save_pretrained(folder / "transformer")
             return
-        name, config = next(iter(self.transformer.peft_config.items()))
+        name, config = self._student, self.transformer.peft_config[self._student]
         layers = get_peft_model_state_dict(self.transformer, state_dict=state, adapter_name=name)
         pipeline_class.save_lora_weights(
             folder,
@@ -139,3 +152,16 @@ def _add_adapter(transformer: Any, config: Model, targets: list[str]) -> None:
     else:
         load_adapter(transformer, config.adapter)
     as_trained(transformer)
+
+
+def _add_teachers(transformer: Any, student: str, teachers: Mapping[str, str]) -> dict[str, str]:
+    """Loads every adapter once, frozen; the adapter's name by the teacher's."""
+    adapters = {source: f"teacher{i}" for i, source in enumerate(dict.fromkeys(teachers.values()))}
+    with warnings.catch_warnings():
+        # of several adapters: they are meant
+        warnings.filterwarnings("ignore", message="Already found a `peft_config`")
+        for source, adapter in adapters.items():
+            load_adapter(transformer, source, adapter, "the teacher")
+    if adapters:
+        transformer.set_adapter(student)  # which also freezes the others
+    return {name: adapters[source] for name, source in teachers.items()}

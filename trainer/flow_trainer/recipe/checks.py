@@ -18,9 +18,12 @@ def check_recipe(recipe: Recipe) -> None:
         _model,
         _rewards,
         _monitors,
+        _sources,
         _overlap,
         _sizes,
+        _scouts,
         _objective,
+        _teachers,
         _forward_process,
         _trained_steps,
     ):
@@ -69,6 +72,42 @@ def _monitors(recipe: Recipe) -> None:
             raise ValueError(f"rewards.{name}.{changed[0]}: a monitor never trains: leave it out")
 
 
+def _sources(recipe: Recipe) -> None:
+    p = recipe.prompts
+    if not p.sources:
+        if p.train is None:
+            raise ValueError(
+                "prompts.train: name a prompt file, or [prompts.sources.NAME] with one"
+            )
+        return
+    beside = [name for name in ("train", "validation", "heldout", "teacher") if getattr(p, name)]
+    if beside:
+        raise ValueError(
+            f"prompts.{beside[0]} does not go with [prompts.sources]: every source has its own"
+        )
+    for name, source in p.sources.items():
+        missing = [reward for reward in source.rewards if reward not in recipe.trained]
+        if missing:
+            known = ", ".join(recipe.trained)
+            raise ValueError(
+                f"prompts.sources.{name}.rewards names {missing[0]!r}, and there is no "
+                f"[rewards.{missing[0]}]: add it, or use one of {known}"
+            )
+        if len(set(source.rewards)) < len(source.rewards):
+            raise ValueError(f"prompts.sources.{name}.rewards names a reward twice")
+        if source.weights is not None and len(source.weights) != len(source.rewards):
+            raise ValueError(
+                f"prompts.sources.{name}.weights has {len(source.weights)} entries for "
+                f"{len(source.rewards)} rewards: write one each"
+            )
+    idle = set(recipe.trained).difference(*(source.rewards for source in p.sources.values()))
+    if idle:
+        raise ValueError(
+            f"rewards.{min(idle)} scores no source's images: name it in a source's rewards (weights 0 "
+            "only watches), or leave it out"
+        )
+
+
 def _overlap(recipe: Recipe) -> None:
     if recipe.scoring.overlap != "updates":
         return
@@ -99,10 +138,39 @@ def _sizes(recipe: Recipe) -> None:
         )
 
 
+def _scouts(recipe: Recipe) -> None:
+    s, u = recipe.sampling, recipe.update
+    if u.keep is None:
+        if s.candidates is not None or s.scout_steps is not None:
+            raise ValueError(
+                "sampling.candidates and scout_steps are for update.keep = [best, worst]: set it, or "
+                "leave them out"
+            )
+        return
+    if not u.forward_process:
+        raise ValueError(
+            f"update.keep draws the chosen samples again, which update.objective = {u.objective}, on "
+            "stochastic steps, cannot: use an objective on finished samples"
+        )
+    if min(u.keep) < 0 or sum(u.keep) != s.group_size:
+        raise ValueError(
+            f"update.keep = {list(u.keep)} must add up to sampling.group_size = {s.group_size}"
+        )
+    if s.candidates is None or s.candidates <= s.group_size:
+        raise ValueError(
+            f"update.keep needs sampling.candidates above sampling.group_size = {s.group_size}"
+        )
+
+
 def _objective(recipe: Recipe) -> None:
     s, u = recipe.sampling, recipe.update
     if u.beta > 0 and u.kl == "none":
         raise ValueError("update.beta > 0 needs update.kl (gaussian, gaussian_unscaled, velocity)")
+    if u.kl in ("kl2", "kl3") and u.objective != "epg":
+        raise ValueError(
+            f"update.kl = {u.kl} compares likelihoods, which update.objective = {u.objective} does "
+            "not have: use velocity"
+        )
     if u.objective == "guard" and s.dynamics == "cps":
         raise ValueError(
             "update.objective = guard normalises Gaussian log-probabilities, which cps leaves "
@@ -113,11 +181,46 @@ def _objective(recipe: Recipe) -> None:
             f"sampling.noise_level = {s.noise_level}: cps replaces all predicted noise at 1 already, and "
             "beyond it adds it with the wrong sign"
         )
-    if u.forward_process != (s.dynamics == "ode"):
+    if u.step_weight != "none" and (s.deterministic or s.dynamics == "cps"):
+        raise ValueError(
+            f"update.step_weight = {u.step_weight} weighs Gaussian steps, which sampling.dynamics = "
+            f"{s.dynamics} does not take: use flow_sde, dance_sde or flash_sde"
+        )
+    if u.trains_on != "teachers" and u.forward_process != s.deterministic:
         raise ValueError(
             f"update.objective = {u.objective} does not go with sampling.dynamics = {s.dynamics}: "
-            f"{_FORWARD} train on finished samples of the ode, the others on the stochastic steps of "
-            "flow_sde, cps or dance_sde"
+            f"{_FORWARD} train on finished samples of ode or ode2, the others on the stochastic steps of "
+            "flow_sde, cps, dance_sde or flash_sde"
+        )
+
+
+def _teachers(recipe: Recipe) -> None:
+    u, named = recipe.update, set(recipe.teachers)
+    if u.trains_on != "teachers":
+        if named:
+            raise ValueError(f"a teacher is for update.objective = opd, not for {u.objective}")
+        return
+    missing = set(recipe.source_weights) - named
+    if missing:
+        where = f"sources.{min(missing)}." if min(missing) else ""
+        raise ValueError(
+            f"update.objective = opd needs prompts.{where}teacher: an adapter's folder or repository"
+        )
+    if recipe.model.tuning != "lora":
+        raise ValueError("update.objective = opd switches adapters: use model.tuning = lora")
+    if recipe.sharding != "none":
+        raise ValueError(
+            f"update.objective = opd asks other teachers on every process, which parallel.sharding = "
+            f"{recipe.sharding} cannot: use none"
+        )
+    if recipe.sampling.dynamics == "ode2":
+        raise ValueError(
+            "update.objective = opd compares single steps, and ode2's depend on the one before: use "
+            "sampling.dynamics = ode"
+        )
+    if u.beta > 0 or u.step_weight != "none":
+        raise ValueError(
+            "update.objective = opd has no update.beta and no update.step_weight: leave them out"
         )
 
 
@@ -131,7 +234,7 @@ def _forward_process(recipe: Recipe) -> None:
         return
     if s.same_latent:
         raise ValueError(
-            "sampling.same_latent with sampling.dynamics = ode draws the same image for a whole "
+            f"sampling.same_latent with sampling.dynamics = {s.dynamics} draws the same image for a whole "
             "group: nothing to learn from"
         )
     if u.trains_on == "chosen samples" and recipe.forward.old_beta > 0:
@@ -139,26 +242,62 @@ def _forward_process(recipe: Recipe) -> None:
             f"forward.old_beta = {recipe.forward.old_beta} is not for update.objective = {u.objective}, "
             'which does not look at the old policy: use update.kl = "velocity" with update.beta'
         )
-    if u.whole_groups and s.micro_batch % s.group_size:
+    if u.kl in ("gaussian", "gaussian_unscaled"):
+        raise ValueError(
+            f"update.kl = {u.kl} compares transitions, which update.objective = {u.objective} does "
+            "not have: use velocity"
+        )
+    _levels(recipe)
+
+
+def _levels(recipe: Recipe) -> None:
+    s, u, f = recipe.sampling, recipe.update, recipe.forward
+    if u.objective == "nft" and f.strength > 1:
+        raise ValueError(
+            f"forward.strength = {f.strength}: nft mixes that much of the new velocity into the old "
+            "one, so it is at most 1"
+        )
+    if f.first_steps is not None and f.first_steps > s.num_steps:
+        raise ValueError(
+            f"forward.first_steps = {f.first_steps} exceeds sampling.num_steps = {s.num_steps}"
+        )
+    if u.trains_on == "chosen samples" and (f.share, f.times, f.first_steps) != (
+        "none",
+        "schedule",
+        None,
+    ):
+        raise ValueError(
+            f"update.objective = {u.objective} draws its noise levels from all of the schedule: leave "
+            "out forward.share, forward.times and forward.first_steps"
+        )
+    if u.trains_on == "chosen samples" and f.reference_guidance is not None:
+        raise ValueError(
+            f"update.objective = {u.objective} has the reference at model.guidance: leave out "
+            "forward.reference_guidance"
+        )
+    if not u.whole_groups:
+        return
+    least = "pairs" if u.objective == "dgpo" else "times"
+    if u.objective != "dpo" and f.share not in ("pairs", least):
+        raise ValueError(
+            f"update.objective = {u.objective} compares a group's samples at the same noise level: "
+            f'set forward.share = "{least}"'
+        )
+    if s.micro_batch % s.group_size:
         raise ValueError(
             f"update.objective = {u.objective} compares the samples of whole groups: "
             f"sampling.micro_batch = {s.micro_batch} must be a multiple of sampling.group_size = "
             f"{s.group_size}"
         )
-    if u.kl not in ("none", "velocity"):
-        raise ValueError(
-            f"update.kl = {u.kl} compares transitions, which update.objective = {u.objective} does "
-            "not have: use velocity"
-        )
 
 
 def _trained_steps(recipe: Recipe) -> None:
-    s, u = recipe.sampling, recipe.update
-    available = s.num_steps if u.forward_process else len(recipe.window(0))
+    u = recipe.update
+    available = recipe.level_steps if u.forward_process else len(recipe.window(0))
     if u.trained_steps is not None and u.trained_steps > available:
         raise ValueError(
             f"update.trained_steps = {u.trained_steps} exceeds the {available} steps there are to "
-            "train (sampling.num_steps, sampling.window)"
+            "train (sampling.num_steps, sampling.window, forward.first_steps)"
         )
 
 

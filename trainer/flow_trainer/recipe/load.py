@@ -7,7 +7,7 @@ import json
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -15,7 +15,6 @@ from flow_trainer.errors import ConfigError
 from flow_trainer.recipe.checks import check_recipe
 from flow_trainer.recipe.overrides import apply_override, resolve_paths
 from flow_trainer.recipe.recipe import Recipe
-from flow_trainer.recipe.rewards import Reward
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -92,10 +91,9 @@ def _sections_with(name: str) -> list[str]:
 def _fields_at(location: tuple[int | str, ...]) -> list[str]:
     section: Any = Recipe
     for part in location:
-        if isinstance(section, type) and issubclass(section, BaseModel):
+        if get_origin(section) is dict:
+            section = get_args(section)[1]
+        elif isinstance(section, type) and issubclass(section, BaseModel):
             section = section.model_fields[str(part)].annotation
-        if section == dict[str, Reward]:
-            section = dict
-        elif section is dict:
-            section = Reward
-    return list(section.model_fields) if isinstance(section, type) and section is not dict else []
+    known = isinstance(section, type) and issubclass(section, BaseModel)
+    return list(section.model_fields) if known else []

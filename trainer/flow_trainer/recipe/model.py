@@ -75,6 +75,11 @@ class Model(Section):
     """Host memory for encoded prompts. When all prompts of the recipe fit, the text encoders are freed
     before training; else prompts are encoded as they come."""
 
+    @property
+    def classifier_free(self) -> float:
+        """Scale of the guidance that takes a second forward; 1 where there is none."""
+        return 1.0 if self.family == "flux" else self.guidance
+
     @model_validator(mode="before")
     @classmethod
     def _family_defaults(cls, data: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +28,24 @@ def apply_override(data: dict[str, Any], override: str) -> None:
 
 
 def resolve_paths(data: dict[str, Any], folder: Path) -> None:
-    """Makes relative paths of prompts, and of models that exist as a folder, absolute in `folder`."""
+    """Makes relative paths of prompts, and of models and adapters that exist as a folder, absolute in
+    `folder`."""
     model, prompts = data.get("model"), data.get("prompts")
     if isinstance(model, dict) and isinstance(model.get("path"), str):
-        for key in ("path", "adapter"):
-            value = model.get(key)
-            if isinstance(value, str) and (folder / value).is_dir():
-                model[key] = str((folder / value).resolve())
-    if isinstance(prompts, dict):
-        for key, value in prompts.items():
-            if isinstance(value, str):
-                prompts[key] = str((folder / value).resolve())
+        _resolve(model, ("path", "adapter"), folder, only_folders=True)
+    if not isinstance(prompts, dict):
+        return
+    sources = prompts.get("sources")
+    named = sources.values() if isinstance(sources, dict) else ()
+    for source in (prompts, *(source for source in named if isinstance(source, dict))):
+        _resolve(source, ("train", "validation", "heldout"), folder)
+        _resolve(source, ("teacher",), folder, only_folders=True)
+
+
+def _resolve(
+    section: dict[str, Any], keys: Iterable[str], folder: Path, *, only_folders: bool = False
+) -> None:
+    for key in keys:
+        value = section.get(key)
+        if isinstance(value, str) and (not only_folders or (folder / value).is_dir()):
+            section[key] = str((folder / value).resolve())

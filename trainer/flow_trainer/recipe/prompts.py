@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from flow_trainer.errors import ConfigError
+from flow_trainer.recipe.sampling import Prompts
 
 TEXT = ".txt"
 JSON_LINES = (".jsonl", ".ndjson")
@@ -21,6 +23,8 @@ class Prompt:
     text: str
     metadata: Mapping[str, Any] = field(default_factory=dict)
     """What rewards read beside the text (GenEval's clauses)."""
+    source: str = ""
+    """Of a mixed run: which of [prompts.sources] it comes from."""
 
 
 def read_prompts(path: str | Path) -> list[Prompt]:
@@ -90,6 +94,60 @@ def prompts_digest(prompts: Iterable[Prompt]) -> str:
     return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
 
 
+def read_split(prompts: Prompts, split: str) -> list[Prompt]:
+    """All sources' prompts of a split (train, validation, heldout), one source after the other; empty
+    when the recipe names no file. Raises ConfigError."""
+    return [
+        replace(prompt, source=source)
+        for _, source, name, path in prompts.files()
+        if name == split
+        for prompt in read_prompts(path)
+    ]
+
+
+def mixed_epoch_prompts(
+    prompts: Sequence[Prompt],
+    weights: Mapping[str, float],
+    prompts_per_epoch: int,
+    epoch: int,
+    seed: int,
+) -> list[int]:
+    """Indices into `prompts` of the epoch's prompts, from every source as many as its weight says,
+    over the epochs exactly, and well mixed within one. Of one source: `epoch_prompts`. Raises
+    ConfigError when an epoch needs more prompts of a source than there are."""
+    if len(weights) == 1:
+        return epoch_prompts(len(prompts), prompts_per_epoch, epoch, seed)
+    places: dict[str, list[int]] = {name: [] for name in weights}
+    for index, prompt in enumerate(prompts):
+        places[prompt.source].append(index)
+    turns = _turns(weights, (epoch + 1) * prompts_per_epoch)
+    before = Counter(turns[: epoch * prompts_per_epoch])
+    turns = turns[epoch * prompts_per_epoch :]
+    chosen = {}
+    for name, count in Counter(turns).items():
+        if count > len(places[name]):
+            raise ConfigError(
+                f"prompts.sources.{name} has {len(places[name])} training prompts, and an epoch takes "
+                f"{count} of them: lower its weight or sampling.prompts_per_epoch, or add prompts"
+            )
+        walked = _walk(len(places[name]), count, before[name], f"{seed}/{name}")
+        chosen[name] = iter([places[name][index] for index in walked])
+    return [next(chosen[name]) for name in turns]
+
+
+def _turns(weights: Mapping[str, float], count: int) -> list[str]:
+    """Which source each of the run's first `count` prompts comes from: always the one that is the
+    furthest behind its weight."""
+    total = sum(weights.values())
+    taken = dict.fromkeys(weights, 0)
+    turns = []
+    for number in range(1, count + 1):
+        name = max(weights, key=lambda name: weights[name] / total * number - taken[name])
+        taken[name] += 1
+        turns.append(name)
+    return turns
+
+
 def epoch_prompts(num_prompts: int, prompts_per_epoch: int, epoch: int, seed: int) -> list[int]:
     """Indices of the epoch's prompts, distinct, a pure function of (seed, epoch).
 
@@ -102,18 +160,22 @@ def epoch_prompts(num_prompts: int, prompts_per_epoch: int, epoch: int, seed: in
             f"sampling.prompts_per_epoch = {prompts_per_epoch} but there are only {num_prompts} "
             "training prompts: lower it, or add prompts"
         )
+    return _walk(num_prompts, prompts_per_epoch, epoch * prompts_per_epoch, seed)
+
+
+def _walk(num_prompts: int, count: int, position: int, seed: int | str) -> list[int]:
+    """`count` distinct indices from `position` on in the passes over the prompts."""
     chosen: list[int] = []
-    position = epoch * prompts_per_epoch
-    while len(chosen) < prompts_per_epoch:
+    while len(chosen) < count:
         order = _pass_order(num_prompts, position // num_prompts, seed)
         start = position % num_prompts
         fresh = [index for index in order[start:] if index not in chosen]
-        chosen += fresh[: prompts_per_epoch - len(chosen)]
+        chosen += fresh[: count - len(chosen)]
         position += num_prompts - start
     return chosen
 
 
-def _pass_order(num_prompts: int, number: int, seed: int) -> list[int]:
+def _pass_order(num_prompts: int, number: int, seed: int | str) -> list[int]:
     order = list(range(num_prompts))
     random.Random(f"prompts/{seed}/{number}").shuffle(order)
     return order

@@ -7,6 +7,8 @@ worker counts are performance knobs and never change the result beyond rounding.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from pydantic import Field
 
 from flow_trainer.algorithm.window import window
@@ -16,6 +18,13 @@ from flow_trainer.recipe.running import Checkpoints, Evaluation, Logging, Parall
 from flow_trainer.recipe.sampling import Prompts, Sampling
 from flow_trainer.recipe.section import Section
 from flow_trainer.recipe.update import Ema, Forward, Update
+
+
+@dataclass(frozen=True, slots=True)
+class Teacher:
+    adapter: str
+    guidance: float | None
+    """None: the student's."""
 
 
 class Recipe(Section):
@@ -52,10 +61,49 @@ class Recipe(Section):
         return self.sampling.prompts_per_epoch * self.sampling.group_size
 
     @property
+    def scouting(self) -> Recipe:
+        """This recipe as its scouts are drawn."""
+        s = self.sampling
+        changed = {"group_size": s.candidates, "num_steps": s.scout_steps or s.num_steps}
+        return self.model_copy(update={"sampling": s.model_copy(update=changed)})
+
+    @property
     def sharding(self) -> str:
         """How the transformer is held: none, full or hybrid."""
         automatic = "none" if self.model.tuning == "lora" else "hybrid"
         return automatic if self.parallel.sharding == "auto" else self.parallel.sharding
+
+    @property
+    def source_rewards(self) -> dict[str, dict[str, Reward]]:
+        """By source, "" without sources: the rewards of its images, with its weights."""
+        if not self.prompts.sources:
+            return {"": self.trained}
+        found = {}
+        for name, source in self.prompts.sources.items():
+            own = {reward: self.trained[reward] for reward in source.rewards}
+            if source.weights is not None:
+                weighted = zip(own.items(), source.weights, strict=True)
+                own = {n: r.model_copy(update={"weight": w}) for (n, r), w in weighted}
+            found[name] = own
+        return found
+
+    @property
+    def teachers(self) -> dict[str, Teacher]:
+        """By source, "" without sources; those that are named."""
+        named = self.prompts.sources or {"": self.prompts}
+        return {
+            name: Teacher(source.teacher, source.teacher_guidance)
+            for name, source in named.items()
+            if source.teacher is not None
+        }
+
+    @property
+    def source_weights(self) -> dict[str, float]:
+        """By source, "" without sources: its part of an epoch; they sum to 1."""
+        weights = {name: source.weight for name, source in self.prompts.sources.items()} or {
+            "": 1.0
+        }
+        return {name: weight / sum(weights.values()) for name, weight in weights.items()}
 
     @property
     def share(self) -> int:
@@ -68,12 +116,29 @@ class Recipe(Section):
 
     @property
     def forward_steps(self) -> int:
-        """Noise levels per sample that nft and awm train."""
-        return self.update.trained_steps or self.sampling.num_steps - 1
+        """Noise levels per sample that objectives on finished samples train."""
+        return self.update.trained_steps or min(self.level_steps, self.sampling.num_steps - 1)
+
+    @property
+    def level_steps(self) -> int:
+        """First steps of the schedule that they are drawn from."""
+        return self.forward.first_steps or self.sampling.num_steps
+
+    @property
+    def window_pool(self) -> range:
+        """Steps that some epoch's window may reach."""
+        w, last = self.sampling.window, self.sampling.num_steps - 1
+        match w.kind:
+            case "all":
+                return range(last)
+            case "first":
+                return range(w.lo, w.lo + w.size)
+            case _:
+                return range(w.lo, last if w.hi is None else w.hi)
 
     def window(self, epoch: int) -> range:
-        """Stochastic steps of `epoch`."""
-        if self.sampling.dynamics == "ode":
+        """Stochastic steps of `epoch`; of the ode under opd, the steps that are trained."""
+        if self.update.forward_process:
             return range(0)
         w = self.sampling.window
         return window(

@@ -54,4 +54,6 @@ class Advantage(Section):
     std: Literal["prompt", "global", "none", "gdpo"] = "prompt"
     """What a group's rewards, less their mean, are divided by: the group's standard deviation, the
     epoch's, or 1. gdpo: each reward by its group's, then their weighted sum by the epoch's."""
+    scale: float = Field(default=1.0, gt=0)
+    """Factor of every advantage, before the clip."""
     clip: float = Field(default=5.0, gt=0)

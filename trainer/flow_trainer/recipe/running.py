@@ -14,6 +14,8 @@ class Evaluation(Section):
     """Epochs between validation runs; 0: never."""
     num_steps: int = Field(default=40, ge=1)
     """T of the ODE sampler, with EMA weights."""
+    dynamics: Literal["ode", "ode2"] = "ode"
+    """Euler's steps, or the second-order multistep rule dpm2."""
     images_per_prompt: int = Field(default=1, ge=1)
     heldout_images_per_prompt: int = Field(default=1, ge=1)
 

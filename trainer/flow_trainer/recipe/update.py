@@ -9,23 +9,36 @@ from pydantic import Field
 from flow_trainer.recipe.section import Section
 
 OnTrajectories = Literal["clip", "guard", "dppo"]
-OnFinishedSamples = Literal["nft", "awm"]
+OnFinishedSamples = Literal["nft", "awm", "epg", "ram", "dgpo", "crd"]
 OnChosenSamples = Literal["sft", "orw", "dpo"]
+OnTeachers = Literal["opd"]
 
 
 class Update(Section):
-    objective: Literal[OnTrajectories, OnFinishedSamples, OnChosenSamples] = "clip"
+    objective: Literal[OnTrajectories, OnFinishedSamples, OnChosenSamples, OnTeachers] = "clip"
     """On the sampled trajectories: clip: PPO's ratio clip (the paper). guard: the clip of a ratio
     normalised per step (GRPO-Guard). dppo: no clip, a mask by exact KL (Flow-DPPO). On finished
     samples that are noised again, see [forward]: nft (DiffusionNFT), awm (advantage-weighted
-    matching). On chosen ones of them, the paper's baselines: sft (the best of each group), orw (all,
-    weighed by exp of the reward), dpo (the best against the worst: Flow-DPO)."""
+    matching), epg (policy gradient on an ELBO), ram (regression to the reference plus advantage), dgpo
+    (group preference), crd (regression of implied to real rewards). On chosen ones of them, the
+    paper's baselines: sft (the best of each group), orw (all, weighed by exp of the reward), dpo (the
+    best against the worst: Flow-DPO). Without rewards: opd, distillation of the teachers that [prompts]
+    names, on the sampled trajectories."""
     clip_range: float = Field(default=1e-4, gt=0)
     """e of the ratio's clip; for dppo, the KL per element above which a step is masked. Log-ratios
     are means over a latent's elements, so the useful range depends on resolution."""
-    kl: Literal["none", "gaussian", "gaussian_unscaled", "velocity"] = "none"
+    kl: Literal["none", "gaussian", "gaussian_unscaled", "velocity", "kl2", "kl3"] = "none"
+    """Distance from the reference: of transitions (gaussian, gaussian_unscaled), of velocities, or for
+    epg of likelihoods (kl2, kl3)."""
     beta: float = Field(default=0.0, ge=0)
     """Weight of the KL term; not portable between KL forms."""
+    step_weight: Literal["none", "noise", "flash"] = "none"
+    """Factor of a stochastic step's loss. noise: 2.25 times its standard deviation (TempFlow-GRPO).
+    flash: the inverse of how far a change of the velocity moves it, in standard deviations, over its
+    mean in the steps that a window may reach (Flash-GRPO)."""
+    keep: tuple[int, int] | None = None
+    """[best, worst]: train on so many of the best and of the worst of sampling.candidates, in all
+    sampling.group_size; each is drawn again from its own noise with all steps, and scored again."""
     updates_per_epoch: int = Field(default=2, ge=1)
     trained_steps: int | None = Field(default=None, ge=1)
     """Train a random subset of the window of this size, drawn per epoch (default: all of it). On the
@@ -49,7 +62,11 @@ class Update(Section):
         return self.objective in ("guard", "dppo")
 
     @property
-    def trains_on(self) -> Literal["trajectories", "finished samples", "chosen samples"]:
+    def trains_on(
+        self,
+    ) -> Literal["trajectories", "finished samples", "chosen samples", "teachers"]:
+        if self.objective in get_args(OnTeachers):
+            return "teachers"
         if self.objective in get_args(OnTrajectories):
             return "trajectories"
         return (
@@ -67,12 +84,12 @@ class Update(Section):
 
     @property
     def needs_reference(self) -> bool:
-        return self.beta > 0 or self.objective == "dpo"
+        return self.beta > 0 or self.objective in ("ram", "dgpo", "dpo")
 
     @property
     def whole_groups(self) -> bool:
         """Compares the samples of a group in the loss, so that no micro-batch may divide one."""
-        return self.objective == "dpo"
+        return self.objective in ("dgpo", "crd", "dpo")
 
 
 class Forward(Section):
@@ -80,10 +97,26 @@ class Forward(Section):
     samples. After every epoch, k optimizer steps in all, it keeps d = min(old_rate (k - old_start),
     old_max) of itself."""
 
-    strength: float = Field(default=1.0, gt=0, le=1)
-    """b of DiffusionNFT."""
+    strength: float = Field(default=1.0, gt=0)
+    """b of nft (at most 1), dgpo and crd; m of ram."""
     weighting: Literal["uniform", "t", "t2", "huber", "ghuber"] = "ghuber"
     """How AWM weighs the matching loss over noise levels."""
+    gradient: Literal["epg", "pepg", "clip"] = "pepg"
+    """Of epg: the plain policy gradient, the proximal one (PAR's is the same), or the ratio's clip
+    (V-GRPO)."""
+    likelihood: Literal["adaptive", "t", "uniform", "exact"] = "adaptive"
+    """How epg weighs the matching loss over noise levels."""
+    ratio: bool = True
+    """Weigh epg and pepg by the likelihood ratio to the old policy."""
+    share: Literal["none", "times", "pairs"] = "none"
+    """What of its noise levels a group has in common: nothing, the levels, or noise and level."""
+    times: Literal["schedule", "stratified"] = "schedule"
+    """schedule: different steps of the sampling schedule. stratified: one level from each of as many
+    equal parts of the schedule as there are levels, between its steps too."""
+    first_steps: int | None = Field(default=None, ge=1)
+    """Draw noise levels from that many first steps of the schedule (default: from all)."""
+    reference_guidance: float | None = Field(default=None, ge=1)
+    """Guidance scale of the reference (default: model.guidance)."""
     old_start: int = Field(default=0, ge=0)
     old_rate: float = Field(default=0.001, ge=0)
     old_max: float = Field(default=0.5, ge=0, lt=1)

@@ -28,9 +28,14 @@ def audit_rows(
         yield {
             "epoch": epoch,
             "prompt": prompts[row // group].text,
+            **({"source": source} if (source := prompts[row // group].source) else {}),
             "member": row % group,
             "score": float(scores.values[row]) if scores.valid[row] else None,
-            "rewards": {name: _audit_reward(batch, row) for name, batch in scores.rewards.items()},
+            "rewards": {
+                name: _audit_reward(batch, row)
+                for name, batch in scores.rewards.items()
+                if batch.valid[row] or row in batch.errors
+            },
             "advantage": values[row],
             "image_sha256": image_sha256,
         }

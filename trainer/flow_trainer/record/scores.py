@@ -19,7 +19,7 @@ class Scores:
     values: np.ndarray
     """(N,) float64 weighted sum; NaN where not valid."""
     valid: np.ndarray
-    """(N,) bool: every reward scored the sample."""
+    """(N,) bool: every reward of its source scored the sample."""
     rewards: dict[str, ScoreBatch] = field(default_factory=dict)
     wait_s: float = 0.0
     """Seconds in which nothing was done but wait for rewards."""
@@ -61,7 +61,7 @@ class Scores:
         return [
             name
             for name, batch in self.rewards.items()
-            if len(batch.values)
+            if batch.errors
             and not batch.valid.any()
             and all(failure.retryable for failure in batch.errors.values())
         ]
@@ -69,32 +69,34 @@ class Scores:
 
 def join_scores(parts: Sequence[Scores | SuiteScores]) -> Scores:
     """One after the other; the waits add up."""
-    return Scores(
-        values=np.concatenate([part.values for part in parts]),
-        valid=np.concatenate([part.valid for part in parts]),
-        rewards={
-            name: _join_batches([part.rewards[name] for part in parts]) for name in parts[0].rewards
-        },
-        wait_s=sum(part.wait_s for part in parts if isinstance(part, Scores)),
-    )
-
-
-def _join_batches(batches: Sequence[ScoreBatch]) -> ScoreBatch:
-    """One reward's micro-batches as one batch, in order."""
-    joined = ScoreBatch.empty(sum(map(len, batches)))
-    start = 0
-    for batch in batches:
-        rows = slice(start, start + len(batch))
-        joined.values[rows], joined.valid[rows] = batch.values, batch.valid
-        joined.errors.update({start + index: error for index, error in batch.errors.items()})
-        for name, values in batch.scores.items():
-            joined.scores.setdefault(name, np.full(len(joined), np.nan))[rows] = values
-        joined.revisions |= batch.revisions
-        start = rows.stop
+    ends = np.cumsum([len(part.values) for part in parts])
+    rows = [range(end - len(part.values), end) for end, part in zip(ends, parts, strict=True)]
+    joined = place(int(ends[-1]), list(zip(rows, parts, strict=True)))
+    joined.wait_s = sum(part.wait_s for part in parts if isinstance(part, Scores))
     return joined
 
 
-def pack(scores: SuiteScores) -> dict[str, Any]:
+def place(count: int, parts: Sequence[tuple[Sequence[int], Scores | SuiteScores]]) -> Scores:
+    """`count` samples, each part's at its rows. A reward that a part lacks has neither score nor error
+    there: it was not asked."""
+    scores = Scores(np.full(count, np.nan), np.zeros(count, bool))
+    for rows, part in parts:
+        where = np.array(rows, int)
+        scores.values[where], scores.valid[where] = part.values, part.valid
+        for name, batch in part.rewards.items():
+            _place_batch(scores.rewards.setdefault(name, ScoreBatch.empty(count)), where, batch)
+    return scores
+
+
+def _place_batch(whole: ScoreBatch, where: np.ndarray, batch: ScoreBatch) -> None:
+    whole.values[where], whole.valid[where] = batch.values, batch.valid
+    whole.errors.update({int(where[index]): error for index, error in batch.errors.items()})
+    for name, values in batch.scores.items():
+        whole.scores.setdefault(name, np.full(len(whole), np.nan))[where] = values
+    whole.revisions |= batch.revisions
+
+
+def pack(scores: Scores) -> dict[str, Any]:
     """What `join_scores` reads, as JSON."""
     return {
         "values": scores.values.tolist(),

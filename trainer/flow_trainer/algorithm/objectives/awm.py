@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from flow_trainer.algorithm.objectives.clip import clipped_loss
-from flow_trainer.algorithm.objectives.nft import Noised
+from flow_trainer.algorithm.objectives.matching import Noised
 
 EPS = 1e-10
 POWER = 0.25
@@ -38,7 +38,6 @@ def awm_objective(
     step: Noised, advantages: Tensor, *, weighting: str, clip_range: float
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The clipped loss of r = exp(log_prob - old log_prob), both at the same noise, per row."""
-    target = step.noise - step.x_0
-    log_prob = awm_log_prob(step.v, target, step.sigma, weighting)
-    old_log_prob = awm_log_prob(step.v_old, target, step.sigma, weighting).detach()
+    log_prob = awm_log_prob(step.v, step.target, step.sigma, weighting)
+    old_log_prob = awm_log_prob(step.v_old, step.target, step.sigma, weighting).detach()
     return clipped_loss((log_prob - old_log_prob).float(), advantages, clip_range)

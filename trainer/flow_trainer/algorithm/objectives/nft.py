@@ -2,29 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
+from flow_trainer.algorithm.objectives.matching import Noised
+
 MIN_ERROR = 1e-5
-
-
-@dataclass(frozen=True, slots=True)
-class Noised:
-    """B finished samples, noised again: x_t = (1 - sigma) x_0 + sigma noise, and the velocities there.
-
-    Shapes (B, ...), sigma (B,), float32.
-    """
-
-    x_0: Tensor
-    noise: Tensor
-    x_t: Tensor
-    sigma: Tensor
-    v: Tensor
-    """Of the policy; carries the gradient."""
-    v_old: Tensor
-    """Of the policy that drew x_0."""
 
 
 def nft_objective(

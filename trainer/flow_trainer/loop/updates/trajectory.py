@@ -14,6 +14,7 @@ from flow_trainer.algorithm.objectives.clip import Objective, clip_objective
 from flow_trainer.algorithm.objectives.dppo import dppo_objective
 from flow_trainer.algorithm.objectives.guard import guard_objective
 from flow_trainer.algorithm.objectives.kl import kl_divergence
+from flow_trainer.algorithm.step_weights import flash_weights, noise_weights, step_stds
 from flow_trainer.algorithm.trajectory import Trajectories
 from flow_trainer.loop.rollout import transition
 from flow_trainer.loop.updates.descend import UpdateStats, descend
@@ -57,6 +58,7 @@ def update_policy(
     """
     stats = UpdateStats()
     values = advantages.values.flatten()
+    weights = _step_weights(recipe, samples.sigmas)
 
     def loss(rows: range, offsets: list[int], update: int, stats: UpdateStats) -> Tensor:
         replay = make_replay(recipe, samples, conditioning, rows, offsets)
@@ -64,12 +66,23 @@ def update_policy(
         if v_ref is not None:
             at = samples.at(rows)
             reference = torch.stack([v_ref[j][at] for j in offsets], 1).flatten(0, 1)
-        return _loss(policy, recipe, replay, values, reference, stats, first=update == 0)
+        return _loss(policy, recipe, replay, values, reference, weights, stats, first=update == 0)
 
     # no advantage, no gradient: failed, dropped or zero-spread groups
     steps = trained_steps(recipe, epoch)
     descend(policy, optimizer, ema, recipe, epoch, steps, values, loss, stats, ready, world, scale)
     return stats
+
+
+def _step_weights(recipe: Recipe, sigmas: Tensor) -> Tensor | None:
+    """(T,) by update.step_weight; None for 1 everywhere."""
+    kind = recipe.update.step_weight
+    if kind == "none":
+        return None
+    stds = step_stds(recipe.sampling.dynamics, sigmas, recipe.sampling.noise_level)
+    if kind == "noise":
+        return noise_weights(stds)
+    return flash_weights(stds, sigmas, recipe.window_pool)
 
 
 def _loss(
@@ -78,12 +91,13 @@ def _loss(
     replay: Replay,
     values: Tensor,
     v_ref: Tensor | None,
+    weights: Tensor | None,
     stats: UpdateStats,
     *,
     first: bool,
 ) -> Tensor:
     """Summed loss of a replay. `values` are the advantages of all samples of the epoch, `v_ref` the
-    reference's velocities at the replay's rows."""
+    reference's velocities at the replay's rows, `weights` (T,) the factors of the steps."""
     rows, offsets, x = replay.rows, replay.offsets, replay.x
     batch = slice(rows.start, rows.stop)
     advantage = values[batch].to(x.device, torch.float32).repeat_interleave(len(offsets))
@@ -93,6 +107,8 @@ def _loss(
     replayed = compare(replay, step)
     objective = OBJECTIVES[recipe.update.objective]
     loss, diagnostics = objective(replayed, advantage, recipe.update.clip_range)
+    if weights is not None:
+        loss = loss * weights[steps]
     if v_ref is not None:
         reference = transition(recipe, sigmas, steps, x, v_ref)
         kl = kl_divergence(recipe.update.kl, step, reference, v, v_ref, replayed.d)
