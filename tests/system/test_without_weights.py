@@ -33,7 +33,7 @@ def test_start_up_without_weights(reward, tmp_path):
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 1
+    assert done.returncode == 2
     critical = [line for line in done.stderr.splitlines() if "CRITICAL" in line]
     assert len(critical) == 1, done.stderr
     assert f"loading {reward} failed" in critical[0]

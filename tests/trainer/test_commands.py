@@ -74,15 +74,18 @@ def test_doctor_says_what_is_well(
             "weights",
             "device",
             "disk",
+            "cores",
+            "free disk",
             "memory",
             "arithmetic",
             "model",
             "prompt cache",
             "ratio",
+            "precision",
         )
     ]
     assert "score brightness in [0.0, 1.0], revision 1" in lines[2]
-    assert "3 golden steps on cpu" in lines[7]
+    assert "3 golden steps on cpu" in lines[9]
 
 
 def test_doctor_names_what_is_not_and_goes_on(

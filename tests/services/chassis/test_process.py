@@ -136,7 +136,7 @@ def test_ports_open_before_loading_and_readiness_follows_warm_up(server, tmp_pat
 
 def test_a_failed_load_is_one_clear_line_and_a_non_zero_exit(server):
     running = server("--load-error", "no weights at weights.bin")
-    assert running.end() == 1
+    assert running.end() == 2
     lines = [json.loads(line) for line in running.logged().splitlines()]
     (line,) = [line for line in lines if line["level"] == "critical"]
     assert "no weights at weights.bin" in line["message"]
@@ -148,7 +148,7 @@ def test_a_taken_port_is_one_clear_line(server, tmp_path):
     (tmp_path / "second").mkdir()
     second = Server(tmp_path / "second", "--http-port", url.rpartition(":")[2])
     try:
-        assert second.end() == 1
+        assert second.end() == 2
         assert "ddress already in use" in second.logged()
     finally:
         second.close()

@@ -146,6 +146,6 @@ def test_without_weights_it_ends_with_one_line(tmp_path):
     ended = subprocess.run(
         [*command, *ports], env=environment(), capture_output=True, text=True, timeout=60
     )
-    assert ended.returncode == 1
+    assert ended.returncode == 2
     assert "holds no config.json" in ended.stderr
     assert "Traceback" not in ended.stderr

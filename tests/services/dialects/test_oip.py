@@ -453,7 +453,7 @@ async def test_reflection_and_health_know_every_service(serve):
 
     services, methods, own, status = await asyncio.to_thread(look)
     assert {name, "reward.v1.RewardService", "grpc.health.v1.Health"} <= services
-    assert own == {"Score", "GetMetadata"}
+    assert own == {"Score", "ScoreGradient", "GetMetadata"}
     assert methods["ModelInfer"].input_type.full_name == "inference.ModelInferRequest"
     assert "ModelConfig" in methods
     assert status == health_pb2.HealthCheckResponse.SERVING
