@@ -58,7 +58,7 @@ def batched(scorer: GenevalScorer, size: int) -> Score:
 
 
 def _score_alone(scorer: GenevalScorer, sample: Sample) -> float:
-    (found,) = scorer.detector.detect([sample.image])
+    (found,) = scorer.detector.detect_prepared([scorer.detector.prepare(sample.image)])
     kept = kept_by_class(found, sample.prepared.metadata.tag)
     asked = boxes_to_color(sample.prepared.metadata, kept)
     colors: dict[int, str] = {}
@@ -100,7 +100,9 @@ def made_up_images(count: int, side: int) -> list[np.ndarray]:
 def questions(scorer: GenevalScorer, images: Sequence[np.ndarray]) -> list[Sample]:
     """Asks for what is really there, because only then does a color have to be found."""
     samples = []
-    for i, (image, found) in enumerate(zip(images, scorer.detector.detect(images), strict=True)):
+    prepared = [scorer.detector.prepare(image) for image in images]
+    found_in = scorer.detector.detect_prepared(prepared)
+    for i, (image, found) in enumerate(zip(images, found_in, strict=True)):
         kept = kept_by_class(found, "colors")
         few = {name: len(own) for name, own in kept.items() if len(own) <= _MOST_OF_A_CLASS}
         colored = _MIXTURE[i % len(_MIXTURE)]

@@ -102,7 +102,7 @@ class Watching:
         mine: list[Any] = []
         for job in self._jobs:
             try:
-                mine.append(pack(job.result.result()))
+                mine.append(pack(job.scores))
             except RewardError as error:
                 self._run.log.say(f"[yellow]monitors: {error}[/yellow]")
         self._jobs = []
