@@ -52,7 +52,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
 
         return evaluate_suites(arguments)
     recipe = load_recipe(arguments.recipe, arguments.set)
-    from flow_trainer.loop.standalone import evaluate_checkpoint
+    from flow_trainer.evaluation.standalone import evaluate_checkpoint
 
     summary = evaluate_checkpoint(
         recipe,

@@ -11,7 +11,7 @@ from torch import Tensor
 from flow_trainer.algorithm.dynamics import DYNAMICS, euler, flow_sde
 from flow_trainer.algorithm.schedule import static_shift_sigmas
 
-STOCHASTIC = sorted(DYNAMICS)
+STOCHASTIC = sorted(DYNAMICS.keys() - {"ode"})
 # Data x_0 ~ N(M, S^2) per element: the marginal at sigma is N((1 - sigma) M, var(sigma)), and the
 # velocity E[eps - x_0 | x] is known in closed form.
 M, S = 1.5, 0.5

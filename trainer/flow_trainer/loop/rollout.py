@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import chain
 
 import torch
 from torch import Tensor
@@ -70,8 +69,7 @@ def rollout(
     members = _members(indices, sampling.group_size, chosen)
     done: list[int] = []
     finished, latents, log_probs, means = [], [], [], []
-    shared = shares(recipe, len(members))
-    turns = list(chain.from_iterable(world.turns(share) for share in shared))
+    turns = [turn for share in shares(recipe, len(members)) for turn in world.turns(share)]
     texts = _prompt_rows(policy, prompts, sampling.group_size, turns)
     leaving = _Leaving(policy, sampling.decode_batch, on_images)
 
