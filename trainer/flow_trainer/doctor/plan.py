@@ -169,6 +169,7 @@ class _Epoch:
         for group in self.optimizer.param_groups:
             group["foreach"] = True  # torch's choice on a GPU
         self.averages: list[Ema] = []
+        self._update_peak = 0
         self.ema = self.old = None
         if recipe.ema.enabled:
             self.ema = Ema(self.parameters, ema_rule(recipe.ema.decay, 1))
@@ -205,6 +206,7 @@ class _Epoch:
         )
         averages = sum(w.nbytes for average in self.averages for w in average.weights().values())
         peak = {name: section.peak - before for name, section in ledger.sections.items()}
+        peak["update"] = self._update_peak - before
         return Plan(
             transformer=self.transformer,
             vae=self.vae,
@@ -229,7 +231,14 @@ class _Epoch:
         policy.velocity = lambda *a: named[ledger.at](*a)  # type: ignore[method-assign]
         policy.decode = ledger.within("decode", policy.decode)  # type: ignore[method-assign]
         self.optimizer.zero_grad = lambda **_: None  # type: ignore[method-assign]
-        self.optimizer.step = ledger.within("step", self.optimizer.step)  # type: ignore[method-assign]
+        step = ledger.within("step", self.optimizer.step)
+
+        def first_step(*args: Any, **kwargs: Any) -> Any:
+            # what comes after it holds the moments too, which are training state
+            self._update_peak = ledger.sections["update"].peak
+            return step(*args, **kwargs)
+
+        self.optimizer.step = first_step  # type: ignore[method-assign]
         for average in self.averages:
             average.update = ledger.within("step", average.update)  # type: ignore[method-assign]
 

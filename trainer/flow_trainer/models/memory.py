@@ -36,6 +36,8 @@ CLIP_TOKENS = 77
 ACTIVATIONS = {"sd3": 26.5, "flux": 20.0, "qwen_image": 26.5}
 """Elements per token, channel and block that an update keeps for its backward. That of Qwen-Image, of
 which there is no fake run, is taken from SD3, the more of the two."""
+FULL = 1.7
+"""Times that with full fine-tuning: from a fake run of SD3.5-M, in no recipe and held by no test."""
 RECOMPUTED = {"sd3": 30.5, "flux": 31.5, "qwen_image": 31.5}
 """The same of the one block that checkpointing has at a time, with what surrounds it."""
 DECODE_BYTES_PER_PIXEL = 3100
@@ -176,6 +178,10 @@ def _activations(recipe: Recipe, model: Architecture, element: int) -> float:
     side = _latent_layout(m.path)[0] * PATCH
     tokens = (m.height // side) * (m.width // side) + text_tokens(m)
     per_element = rows * tokens * model.width * element
+    # linear layers that train keep their weights' 16-bit copies for the backward, and more inputs
+    full = m.tuning == "full"
+    copies = model.parameters * element if full and element == 2 else 0
     if m.gradient_checkpointing:
-        return per_element * (model.blocks + RECOMPUTED[m.family])
-    return per_element * model.blocks * ACTIVATIONS[m.family]
+        return per_element * (model.blocks + RECOMPUTED[m.family]) + copies / model.blocks
+    kept = ACTIVATIONS[m.family] * (FULL if full else 1)
+    return per_element * model.blocks * kept + copies
