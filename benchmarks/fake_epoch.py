@@ -60,6 +60,8 @@ def run_all(names: list[str], known: list[dict[str, Any]]) -> Iterator[list[dict
     found = {json.dumps(run["settings"]): {**run, "recipes": []} for run in known}
     for path in published():
         recipe = load_recipe(path)
+        if not planned(recipe):
+            continue
         key = json.dumps(settings(recipe))
         if key not in found:
             if names and path.stem not in names:
@@ -69,6 +71,11 @@ def run_all(names: list[str], known: list[dict[str, Any]]) -> Iterator[list[dict
             print(f"{path.stem}: {time.process_time() - began:.0f} s of CPU", flush=True)
         found[key]["recipes"].append(path.stem)
         yield [run for run in found.values() if run["recipes"]]
+
+
+def planned(recipe: Recipe) -> bool:
+    """False for distillation: `plan` refuses it, because it knows no teachers."""
+    return recipe.update.objective != "opd"
 
 
 def published() -> list[Path]:
@@ -122,7 +129,7 @@ def document(runs: list[dict[str, Any]]) -> str:
     by_recipe = {
         name: by_settings[json.dumps(settings(recipe))]
         for name, recipe in recipes.items()
-        if json.dumps(settings(recipe)) in by_settings
+        if planned(recipe) and json.dumps(settings(recipe)) in by_settings
     }
     rows, worst = [], (0.0, "")
     for name, run in sorted(by_recipe.items()):
