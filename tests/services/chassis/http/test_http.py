@@ -239,6 +239,7 @@ async def test_the_deadline_header(serve):
     _problem(response, 504, Reason.DEADLINE)
     running.scorer.gate.set()
     await held
+    assert running.scorer.batches == [["first"]]  # the late item was never scored
 
 
 @pytest.mark.parametrize("side", [2, 400])  # 400: a body that goes straight into its buffer
