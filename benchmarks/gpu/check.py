@@ -105,7 +105,8 @@ def _ended(process: subprocess.Popen[bytes], limit_s: float) -> int | None:
 
 
 def _environment() -> dict[str, str]:
-    roots = [ROOT / p for p in ("proto", "services", "trainer", "tests/support", "benchmarks")]
+    support = ("tests/support", "tests/support/checkpoints")
+    roots = [ROOT / p for p in ("proto", "services", "trainer", *support, "benchmarks")]
     path = [*map(str, roots), *filter(None, [os.environ.get("PYTHONPATH")])]
     offline = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     # blocks of a decode alternate with an update's: without it they leave holes

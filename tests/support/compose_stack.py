@@ -82,7 +82,7 @@ class Stack:
 
     def weights(self) -> Path:
         """Writes tiny random checkpoints, in a process of its own: torch is not needed otherwise."""
-        script = ROOT / "tests/support/container_weights.py"
+        script = ROOT / "tests/support/checkpoints/container_weights.py"
         self._run(sys.executable, str(script), str(self.folder))
         for path in [self.folder, *self.folder.rglob("*")]:
             path.chmod(0o755 if path.is_dir() else 0o644)

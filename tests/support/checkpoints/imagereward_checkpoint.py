@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 GOLDEN: dict[str, Any] = json.loads(
-    (Path(__file__).parents[1] / "golden" / "imagereward_tiny.json").read_text()
+    (Path(__file__).parents[2] / "golden" / "imagereward_tiny.json").read_text()
 )
 _WORDS = ["a", "cat", "dog", "red", "sign", "of", "the", "##s", "e", "i", "日", "本", ".", ",", "!"]
 

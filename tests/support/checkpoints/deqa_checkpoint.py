@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 GOLDEN: dict[str, Any] = json.loads(
-    (Path(__file__).parents[1] / "golden" / "deqa_model_tiny.json").read_text()
+    (Path(__file__).parents[2] / "golden" / "deqa_model_tiny.json").read_text()
 )
 SHAPES: dict[str, list[int]] = {p["name"]: p["shape"] for p in GOLDEN["parameters"]}
 _SMALL = ("embed_tokens.weight", "cls_token", "position_embedding", "query_embeds", "vit_eos")

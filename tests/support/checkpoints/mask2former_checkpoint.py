@@ -1,6 +1,6 @@
 """Mask2Former checkpoints in the layout that mmdet 2.x publishes, with weights from a seed.
 
-    python tests/support/mask2former_checkpoint.py FOLDER [tiny|full]
+    python tests/support/checkpoints/mask2former_checkpoint.py FOLDER [tiny|full]
 
 Random weights detect nothing: their scores stay far below 0.3. So the class head is biased (queries
 prefer a few classes) and the mask head is sharpened, until an image gives a handful of detections.

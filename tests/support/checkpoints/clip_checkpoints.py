@@ -12,7 +12,7 @@ import torch
 from open_clip.tokenizer import SimpleTokenizer
 from safetensors.torch import save_file
 
-GOLDEN = Path(__file__).resolve().parents[1] / "golden"
+GOLDEN = Path(__file__).resolve().parents[2] / "golden"
 
 Rule = Callable[[str], tuple[float, float] | None]
 """Lower-case name -> offset and scale of the noise; None: scaled by the fan-in."""
