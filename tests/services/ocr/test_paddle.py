@@ -5,6 +5,7 @@ PaddleOCR runs the PP-OCRv6 networks out of RapidOCR's wheel (installed without 
 never imported), in PaddleOCR's own folder layout.
 """
 
+import dataclasses
 import importlib.util
 import json
 import shutil
@@ -159,7 +160,7 @@ def test_the_reward_on_drawn_images(draw, reward):
     prompts = ['a sign that says "Open"', 'a sign that says "Opel"', 'a sign that says "Tea"']
     image = draw("Open", (128, 64), 30)
     samples = [Sample(image, p, include_details=True) for p in prompts]
-    samples = [Sample(s.image, s.prompt, {}, True, reward.prepare(s)) for s in samples]
+    samples = [dataclasses.replace(s, prepared=reward.prepare(s)) for s in samples]
     results = reward.score(samples)
     assert [result.value for result in results] == [1.0, 0.75, 0.0]
     assert results[0].details["engine"].startswith(f"{DETECTOR}+{RECOGNISER} paddleocr==3")
