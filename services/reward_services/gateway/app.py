@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -48,9 +50,28 @@ class Bodies:
             raise Overloaded(
                 Reason.QUEUE_FULL, "the gateway holds all the bytes it may", retry_after_s=1.0
             )
+        with self._hold(size):
+            return JSONResponse(await answer(await read_body(request, self._max_request)))
+
+    def hold_for(self, work: Sequence[asyncio.Task[Any]], size: int) -> None:
+        """Counts `size` bytes, which an answered request has left behind, until `work` has ended."""
+        self._held += size
+        left = len(work)
+
+        def ended(_: object) -> None:
+            nonlocal left
+            left -= 1
+            if not left:
+                self._held -= size
+
+        for task in work:
+            task.add_done_callback(ended)
+
+    @contextmanager
+    def _hold(self, size: int) -> Iterator[None]:
         self._held += size
         try:
-            return JSONResponse(await answer(await read_body(request, self._max_request)))
+            yield
         finally:
             self._held -= size
 
@@ -95,7 +116,9 @@ def _add_cosmos(app: FastAPI, bodies: Bodies, queue: CosmosQueue) -> None:
     @app.post("/api/reward/enqueue")
     async def enqueue(request: Request) -> Response:
         async def answer(body: memoryview) -> Answer:
-            return {"uuid": queue.enqueue(body)}
+            key = queue.enqueue(body)
+            bodies.hold_for(queue.work(key), len(body))
+            return {"uuid": key}
 
         request.state.answer = _cosmos_error
         return await bodies.handle(request, answer)

@@ -111,6 +111,10 @@ class CosmosQueue:
             "decoded_duration": 0.0,
         }
 
+    def work(self, key: str) -> list[asyncio.Task[ScoreBatch]]:
+        """What a batch just enqueued started: it holds the pixels until it has ended."""
+        return list(self._tasks[key].scores.values())
+
     def close(self) -> None:
         for task in self._tasks.values():
             for scores in task.scores.values():

@@ -195,6 +195,22 @@ async def test_cosmos(http):
     assert (await http.post("/api/reward/ping", data={"info_data": "x"})).json()["message"]
 
 
+async def test_an_enqueued_batch_counts_as_held_until_it_is_scored(http, fakes):
+    large = np.zeros((1, 500, 500, 3), np.uint8)
+    body = _enqueued(large, prompts=["a"])
+    fakes["ocr"].delay_s = 3600.0  # until the fixture closes the queue
+    answers = [await http.post("/api/reward/enqueue", content=body) for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [200, 200, 429]
+    assert "holds all the bytes it may" in answers[2].json()["message"]
+
+
+async def test_bytes_of_a_scored_batch_are_free_again(http):
+    body = _enqueued(np.zeros((1, 500, 500, 3), np.uint8), prompts=["a"])
+    for _ in range(5):
+        key = (await http.post("/api/reward/enqueue", content=body)).json()["uuid"]
+        assert (await _pulled(http, key, "ocr")).json()["scores"] == {"ocr_reward": [0.0]}
+
+
 async def test_a_failed_item_never_becomes_a_number_for_cosmos(http):
     key = (
         await http.post("/api/reward/enqueue", content=_enqueued(prompts=["a", "broken", "c"]))
