@@ -10,6 +10,7 @@ import pytest
 
 from flow_trainer.errors import ConfigError
 from flow_trainer.recipe import load_recipe, parse_recipe
+from flow_trainer.recipe import prompts as sources
 from flow_trainer.recipe.prompts import Prompt, epoch_prompts, mixed_epoch_prompts, read_split
 
 
@@ -117,3 +118,33 @@ def test_splits_join_the_sources_that_have_one(tmp_path: Path) -> None:
     ]
     assert {p.source for p in read_split(recipe.prompts, "validation")} == {"a"}
     assert read_split(recipe.prompts, "heldout") == []
+
+
+def turns_from_the_first(weights: dict[str, float], count: int) -> list[str]:
+    """The rule, counted from the first prompt of the run."""
+    total, taken, turns = sum(weights.values()), dict.fromkeys(weights, 0), []
+    for number in range(1, count + 1):
+        turns.append(max(weights, key=lambda n: weights[n] / total * number - taken[n]))
+        taken[turns[-1]] += 1
+    return turns
+
+
+@pytest.mark.parametrize("weights", [{"a": 1.0, "b": 1.0}, {"a": 0.1, "b": 0.7, "c": 1 / 3}])
+def test_turns_of_a_late_epoch_are_those_counted_from_the_first(weights: dict[str, float]) -> None:
+    expected = turns_from_the_first(weights, 5000)
+    # as a resumed run asks for them first, then in order, then again from before
+    for start in (3990, 4000, 4010, 4095, 4096, 4097, 0, 1023, 2050):
+        before, found = sources._turns(weights, start, 10)
+        assert found == expected[start : start + 10]
+        assert before == Counter(expected[:start])
+
+
+def test_an_epoch_costs_no_more_turns_the_later_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+    turn = sources._turn
+    monkeypatch.setattr(sources, "_turn", lambda *a: taken.append(a[2]) or turn(*a))
+    weights = {"a": 2.0, "b": 5.0}
+    sources._turns(weights, 50_000, 48)
+    taken.clear()
+    sources._turns(weights, 50_048, 48)
+    assert len(taken) <= sources.MARK_EVERY + 48

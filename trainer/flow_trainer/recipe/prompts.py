@@ -8,6 +8,7 @@ import random
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from flow_trainer.recipe.sampling import Prompts
 
 TEXT = ".txt"
 JSON_LINES = (".jsonl", ".ndjson")
+MARK_EVERY = 1024
+"""Turns of the sources between two that are remembered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,9 +123,7 @@ def mixed_epoch_prompts(
     places: dict[str, list[int]] = {name: [] for name in weights}
     for index, prompt in enumerate(prompts):
         places[prompt.source].append(index)
-    turns = _turns(weights, (epoch + 1) * prompts_per_epoch)
-    before = Counter(turns[: epoch * prompts_per_epoch])
-    turns = turns[epoch * prompts_per_epoch :]
+    before, turns = _turns(weights, epoch * prompts_per_epoch, prompts_per_epoch)
     chosen = {}
     for name, count in Counter(turns).items():
         if count > len(places[name]):
@@ -135,17 +136,34 @@ def mixed_epoch_prompts(
     return [next(chosen[name]) for name in turns]
 
 
-def _turns(weights: Mapping[str, float], count: int) -> list[str]:
-    """Which source each of the run's first `count` prompts comes from: always the one that is the
-    furthest behind its weight."""
+def _turns(weights: Mapping[str, float], start: int, count: int) -> tuple[Counter[str], list[str]]:
+    """How many of the run's first `start` prompts come from each source, and which source each of the
+    next `count` comes from: always the one that is the furthest behind its weight."""
     total = sum(weights.values())
-    taken = dict.fromkeys(weights, 0)
-    turns = []
-    for number in range(1, count + 1):
-        name = max(weights, key=lambda name: weights[name] / total * number - taken[name])
-        taken[name] += 1
-        turns.append(name)
-    return turns
+    shares = {name: weight / total for name, weight in weights.items()}
+    marks = _marks(tuple(weights.items()))
+    mark = min(start // MARK_EVERY, len(marks) - 1)
+    taken = Counter(marks[mark])
+    for number in range(mark * MARK_EVERY, start):
+        taken[_turn(shares, taken, number)] += 1
+        if (number + 1) % MARK_EVERY == 0:
+            marks[(number + 1) // MARK_EVERY] = dict(taken)
+    before, turns = taken.copy(), []
+    for number in range(start, start + count):
+        turns.append(_turn(shares, taken, number))
+        taken[turns[-1]] += 1
+    return before, turns
+
+
+@cache
+def _marks(weights: tuple[tuple[str, float], ...]) -> dict[int, dict[str, int]]:
+    """What was taken of each source after k MARK_EVERY turns, by k: an epoch starts from the last one
+    before it, however many epochs there were. Filled by `_turns`."""
+    return {0: dict.fromkeys(dict(weights), 0)}
+
+
+def _turn(shares: Mapping[str, float], taken: Mapping[str, int], number: int) -> str:
+    return max(shares, key=lambda name: shares[name] * (number + 1) - taken[name])
 
 
 def epoch_prompts(num_prompts: int, prompts_per_epoch: int, epoch: int, seed: int) -> list[int]:
