@@ -273,6 +273,7 @@ def test_each_source_is_scored_by_its_own_rewards(
         evaluation={"every": 2},
     )
     settings["rewards"].pop("brightness")
+    settings["rewards"]["second"] = {"url": brightness.http, "monitor": True}
     settings["prompts"] = {
         "sources": {
             "plain": source(rewards=["one"], weight=3.0),
@@ -299,6 +300,7 @@ def test_each_source_is_scored_by_its_own_rewards(
     last = metrics(tmp_path, "train")[-1]
     assert last["failed"] == 0
     assert last["heavy/reward"] > last["plain/reward"]
+    assert 0 < last["monitor.second"] < 1  # of the images of all sources
 
 
 def test_an_outage_holds_the_epoch_and_costs_nothing(

@@ -113,7 +113,7 @@ class Scorer:
         """Starts scoring images (b, H, W, 3) uint8; `prompts` has one entry per image."""
         texts = [prompt.text for prompt in prompts]
         metadata = [dict(prompt.metadata) for prompt in prompts]
-        sources = [prompt.source for prompt in prompts]
+        sources = [prompt.source if prompt.source in self._suites else "" for prompt in prompts]
         job = Job(rows, images.numpy(), texts, metadata, sources, {})
         job.results = self._spawn(job)
         return job
