@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 import ranks
@@ -59,6 +60,12 @@ def data(recipe_data: dict[str, Any], prompts_file: Path) -> Callable[..., dict[
 def metrics(run: Path, kind: str) -> list[dict[str, Any]]:
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [row for row in rows if row["kind"] == kind]
+
+
+def picture(run: Path, name: str) -> Image.Image:
+    with Image.open(run / "images" / name) as image:
+        image.load()
+    return image
 
 
 def checkpoint(
@@ -138,6 +145,12 @@ def test_the_reward_climbs_and_the_run_leaves_everything(
     assert audit[0]["rewards"]["brightness"]["revision"]
     assert list((run / "tensorboard").glob("events.*"))
     assert len(list((run / "images").glob("samples_*.png"))) == 2
+    fixed = {epoch: picture(run, f"fixed_{epoch:05d}.png") for epoch in (0, 10, 20)}
+    assert len(list((run / "images").glob("fixed_*.png"))) == len(fixed)
+    assert json.loads(fixed[0].info["prompts"]) == ["red", "green", "blue", "black", "white"]
+    assert fixed[0].size == (5 * (8 + 2) + 2, 8 + 2 + 2)
+    # what the reward likes is bright, and the noise is the same
+    assert np.asarray(fixed[20]).mean() > np.asarray(fixed[10]).mean() > np.asarray(fixed[0]).mean()
     kept = sorted(path.name for path in (run / "checkpoints").iterdir())
     assert kept == ["epoch_00019", "epoch_00020"]
     html = write_report(run).read_text()

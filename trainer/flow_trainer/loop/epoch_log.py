@@ -11,14 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from flow_trainer.algorithm.advantages import Advantages
 from flow_trainer.loop.evaluate import Evaluation, stack_images
 from flow_trainer.loop.ratio import ratio_tolerance
+from flow_trainer.loop.rollout import generate
 from flow_trainer.loop.run import Run
 from flow_trainer.loop.sampling import Batch
 from flow_trainer.loop.updates.descend import UpdateStats
 from flow_trainer.models.policy import Work
+from flow_trainer.recipe.prompts import Prompt
 from flow_trainer.record.audit import audit_rows, image_hash
 from flow_trainer.record.runlog import image_grid
 from flow_trainer.record.scores import Scores
@@ -60,6 +63,35 @@ def log_grid(run: Run, batch: Batch) -> None:
     images = run.world.gather_rows(rows, stack_images(batch.images)[: len(rows)])
     if run.world.is_main:
         run.log.images("samples", batch.epoch + 1, image_grid(images, columns=group))
+
+
+def log_fixed(run: Run, epoch: int) -> None:
+    """One image of each fixed prompt with the weights of now; the same noise at every call."""
+    prompts = fixed_prompts(run)
+    if not run.recipe.logging.image_every or not prompts:
+        return
+    drawn: list[Tensor] = []
+    rows: list[int] = []
+
+    def on_images(some: range, images: Tensor) -> None:
+        rows.extend(some)
+        drawn.append(images)
+
+    steps = run.recipe.evaluation.num_steps
+    with run.averaged():
+        generate(run.policy, run.recipe, prompts, steps, 1, on_images, run.world)
+    images = run.world.gather_rows(rows, stack_images(drawn))
+    if run.world.is_main:
+        texts = [prompt.text for prompt in prompts]
+        run.log.images("fixed", epoch, image_grid(images, columns=len(images)), texts)
+
+
+def fixed_prompts(run: Run) -> list[Prompt]:
+    """Spread evenly over the first split there is that training does not use, else over that one."""
+    splits = (run.prompts.get(name, []) for name in ("validation", "heldout", "train"))
+    prompts = next(filter(None, splits))
+    count = min(run.recipe.logging.fixed_prompts, len(prompts))
+    return [prompts[number * len(prompts) // count] for number in range(count)]
 
 
 def log_epoch(

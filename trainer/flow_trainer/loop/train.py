@@ -16,6 +16,7 @@ import numpy as np
 from flow_trainer.errors import Interrupted
 from flow_trainer.loop.epoch_log import (
     log_epoch,
+    log_fixed,
     log_grid,
     meters,
     missing_scores,
@@ -62,6 +63,7 @@ def _epochs(run: Run, watching: Watching) -> None:
     if not run.resumed:
         if recipe.update.trains_on == "trajectories":
             check_ratio(run.policy, recipe, run.prompts["train"])
+        log_fixed(run, 0)
         run.save()
     run.log.start(run.progress.epoch)
     ahead = sample_again(run)
@@ -119,6 +121,8 @@ def _after_epoch(run: Run, batch: Batch, scores: Scores) -> None:
         _validate(run, epoch)
     if recipe.logging.image_every and epoch % recipe.logging.image_every == 0:
         log_grid(run, batch)
+    if _due(epoch, recipe.logging.image_every, recipe.epochs):
+        log_fixed(run, epoch)
     stopping = run.asked_to_stop()
     if stopping or _due(epoch, recipe.checkpoints.every, recipe.epochs):
         run.save()

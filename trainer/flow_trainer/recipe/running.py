@@ -47,4 +47,9 @@ class Logging(Section):
     tensorboard: bool = True
     wandb_project: str | None = None
     image_every: int = Field(default=10, ge=0)
-    """Epochs between sample grids; 0: none."""
+    """Epochs between pictures, the grid of the epoch's samples and the fixed prompts; 0: none."""
+    fixed_prompts: int = Field(default=8, ge=0)
+    """How many validation prompts (without them, held-out or training prompts) are drawn again and again
+    from the same noise, so that a person sees the training work: first untrained, then with every sample
+    grid and at the end, one image each with the EMA weights and the evaluation's sampler. They are not
+    scored."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,9 @@ class QuietLog(RunLog):
     def audit(self, rows: Iterable[Mapping[str, Any]]) -> None:
         pass
 
-    def images(self, name: str, epoch: int, grid: np.ndarray) -> Path | None:
+    def images(
+        self, name: str, epoch: int, grid: np.ndarray, prompts: Sequence[str] = ()
+    ) -> Path | None:
         pass
 
     def say(self, message: str) -> None:

@@ -7,7 +7,7 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,10 @@ from flow_trainer.errors import ConfigError
 from flow_trainer.recipe import Logging, Recipe
 
 LOG_FILES = ("metrics.jsonl", "audit.jsonl")
+PROMPTS_KEY = "prompts"
+"""Of a picture under RUN/images: a PNG text chunk, a JSON list."""
+GRID_GAP = 2
+"""White pixels around each image of a grid."""
 
 
 class RunLog:
@@ -72,13 +76,19 @@ class RunLog:
         for row in rows:
             self._write("audit.jsonl", row)
 
-    def images(self, name: str, epoch: int, grid: np.ndarray) -> Path | None:
-        """Saves a grid (H, W, 3) uint8 under RUN/images and shows it in TensorBoard and W&B."""
+    def images(
+        self, name: str, epoch: int, grid: np.ndarray, prompts: Sequence[str] = ()
+    ) -> Path | None:
+        """Saves a grid (H, W, 3) uint8 under RUN/images and shows it in TensorBoard and W&B. `prompts`
+        of a grid that has one column for each are kept in the file."""
         from PIL import Image
+        from PIL.PngImagePlugin import PngInfo
 
         path = self._run / "images" / f"{name}_{epoch:05d}.png"
         path.parent.mkdir(exist_ok=True)
-        Image.fromarray(grid).save(path)
+        said = PngInfo()
+        said.add_itxt(PROMPTS_KEY, json.dumps(list(prompts)))
+        Image.fromarray(grid).save(path, pnginfo=said)
         if self._tensorboard is not None:
             self._tensorboard.add_image(name, grid, epoch, dataformats="HWC")
         if self._wandb is not None:
@@ -195,9 +205,10 @@ def _wandb_id(run: Path, resumed: bool) -> str:
     return found
 
 
-def image_grid(images: np.ndarray, columns: int, scale: int = 1, gap: int = 2) -> np.ndarray:
+def image_grid(images: np.ndarray, columns: int, scale: int = 1) -> np.ndarray:
     """(N, H, W, 3) uint8 to one picture, row by row, on white; `scale` repeats pixels."""
     n, height, width, _ = images.shape
+    gap = GRID_GAP
     rows = -(-n // columns)
     cell_h, cell_w = height * scale + gap, width * scale + gap
     grid = np.full((rows * cell_h + gap, columns * cell_w + gap, 3), 255, np.uint8)
