@@ -167,6 +167,7 @@ class AsyncRewardClient:
         timeout_s: float | None = None,
         on_error: OnError | None = None,
         gradient: bool = False,
+        request_id: str | None = None,
     ) -> ScoreBatch:
         """Scores N images. Buffers given as uint8 must not change until it returns. With `gradient`,
         `ScoreBatch.gradients` holds the score's gradient with respect to each image's pixels; rewards
@@ -174,6 +175,8 @@ class AsyncRewardClient:
 
         ``images`` is whatever `encode_images` takes, or its result; ``priority`` goes from 1
         (first) to 3 (last). ``timeout_s`` and ``on_error`` replace the client's for this call.
+        ``request_id`` (default: a new one) is of those very items: a service that has answered it
+        lately gives the same answer again, also to another process.
 
         Raises InvalidRequest and AuthenticationFailed for the caller's mistakes, and with
         on_error="raise" also ItemsFailed, or the RewardError that ended a call.
@@ -185,7 +188,7 @@ class AsyncRewardClient:
         items = make_items(len(encoded), prompts, metadata, ids)
         session = await self._session()
         job = _Job(
-            request_id=uuid.uuid4().hex[:16],
+            request_id=request_id or uuid.uuid4().hex[:16],
             items=items,
             images=encoded,
             priority=priority,

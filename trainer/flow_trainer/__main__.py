@@ -1,5 +1,5 @@
-"""`flow-grpo`: train, evaluate, doctor, plan, recipes, report, prompts, demo. Heavy imports wait until a
-command runs."""
+"""`flow-grpo`: train, evaluate, curate, doctor, plan, recipes, report, prompts, demo. Heavy imports wait
+until a command runs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from flow_trainer.curation.arguments import add_curate_arguments
 from flow_trainer.evaluation.arguments import add_suite_arguments
 
 INTERRUPTED = 130
@@ -81,6 +82,14 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--images", type=_positive, default=1, help="images per prompt")
     evaluate.add_argument("--out", type=Path, help="folder for the results")
     add_suite_arguments(evaluate)
+
+    add_curate_arguments(
+        commands.add_parser(
+            "curate",
+            help="score image-text pairs, keep what passes, write train, validation and test",
+            description="Scores image-text pairs through the reward services and writes those that pass.",
+        )
+    )
 
     doctor = commands.add_parser("doctor", help="check a recipe: services, model, ratio, disk")
     _recipe_arguments(doctor)

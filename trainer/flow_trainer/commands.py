@@ -66,6 +66,12 @@ def evaluate(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def curate(arguments: argparse.Namespace) -> int:
+    from flow_trainer.curation.arguments import run_curate
+
+    return run_curate(arguments)
+
+
 def doctor(arguments: argparse.Namespace) -> int:
     recipe = load_recipe(arguments.recipe, arguments.set)
     from flow_trainer.doctor.examine import examine
@@ -144,5 +150,5 @@ def _ocr_prompts(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 COMMANDS = {
     command.__name__: command
-    for command in (train, evaluate, doctor, plan, recipes, report, prompts, demo)
+    for command in (train, evaluate, curate, doctor, plan, recipes, report, prompts, demo)
 }

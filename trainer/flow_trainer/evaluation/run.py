@@ -17,8 +17,9 @@ from flow_trainer.evaluation.tables import Table, suite_table, task_table
 from flow_trainer.loop.scoring import Scorer
 from flow_trainer.models.load import load_policy
 from flow_trainer.parallel.world import World, open_world, pick_device
-from flow_trainer.recipe import Recipe, Reward
+from flow_trainer.recipe import Recipe
 from flow_trainer.recipe.prompts import Prompt
+from flow_trainer.recipe.rewards import parse_rewards
 from flow_trainer.record.checkpoint import load_weights
 from flow_trainer.record.meter import Meter
 from reward_api import RewardError
@@ -222,7 +223,7 @@ def _notes(subject: Subject, source: str) -> list[str]:
 @contextmanager
 def _rewards(recipe: Recipe, extra: Sequence[str], world: World) -> Iterator[_Rewards]:
     """Every reward of the recipe and of --reward that answers."""
-    configured = {**recipe.rewards, **_parse_rewards(extra)}
+    configured = {**recipe.rewards, **parse_rewards(extra)}
     scorers: list[Scorer] = []
     rewards = _Rewards({}, {})
     try:
@@ -245,17 +246,6 @@ def _rewards(recipe: Recipe, extra: Sequence[str], world: World) -> Iterator[_Re
     finally:
         for scorer in scorers:
             scorer.close()
-
-
-def _parse_rewards(texts: Sequence[str]) -> dict[str, Reward]:
-    """`--reward NAME=URL[,URL]`. Raises ConfigError."""
-    rewards = {}
-    for text in texts:
-        name, separator, urls = text.partition("=")
-        if not separator or not name or not urls:
-            raise ConfigError(f"--reward {text}: write NAME=URL, or NAME=URL,URL for replicas")
-        rewards[name] = Reward(url=urls.split(","))
-    return rewards
 
 
 def _first_line(error: Exception) -> str:

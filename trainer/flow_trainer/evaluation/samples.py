@@ -12,7 +12,6 @@ it ended.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,8 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from flow_trainer.record.journal import Journal
 
 
 @dataclass(slots=True)
@@ -51,29 +52,19 @@ class Samples:
         folder.mkdir(parents=True, exist_ok=True)
         if rank == 0:
             (folder / "identity.json").write_text(json.dumps(identity, indent=2) + "\n")
-        self._path = folder / f"scores-{rank:04d}.jsonl"
+        self._journal = Journal(folder / f"scores-{rank:04d}.jsonl")
 
     def read(self) -> Finished:
         """Everything that all ranks wrote. A line that a kill cut short does not count."""
         finished = Finished()
         for path in sorted(self.folder.glob("scores-*.jsonl")):
-            for line in path.read_bytes().split(b"\n"):
-                try:
-                    row = json.loads(line)
-                except ValueError:
-                    continue
+            for row in Journal(path):
                 finished.add(row)
         return finished
 
     def append(self, rows: Iterable[dict[str, Any]]) -> None:
         """Durable once it returns."""
-        text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
-        with self._path.open("a+b") as file:
-            if file.tell() and not _ends_a_line(file):
-                text = "\n" + text
-            file.write(text.encode())
-            file.flush()
-            os.fsync(file.fileno())
+        self._journal.append(rows)
 
     def image_path(self, prompt: int, member: int) -> Path:
         return self.folder / "images" / f"{prompt:05d}_{member}.png"
@@ -87,8 +78,3 @@ class Samples:
                 partial = path.with_suffix(".partial")
                 Image.fromarray(image).save(partial, "PNG")
                 partial.replace(path)
-
-
-def _ends_a_line(file: Any) -> bool:
-    file.seek(-1, os.SEEK_END)
-    return file.read(1) == b"\n"

@@ -7,12 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from flow_trainer.dataset.hub import HUB, load_hub_rows, parse_hub
+from flow_trainer.dataset.pairs import CAPTIONS
 from flow_trainer.errors import ConfigError
 from flow_trainer.evaluation.suites import SUITES, Suite
 from flow_trainer.recipe.prompts import Prompt, read_prompts
-
-_COLUMNS = ("prompt", "caption", "text", "prompts")
-"""Where a data set keeps its prompts when the source does not say; case does not matter."""
 
 
 def parse_sources(texts: list[str]) -> dict[str, str]:
@@ -40,8 +39,8 @@ def suite_prompts(suite: Suite, source: str | None) -> list[Prompt]:
     if source is None:
         assert suite.make is not None
         prompts = suite.make()
-    elif source.startswith("hf:"):
-        prompts = _from_hub(source.removeprefix("hf:"))
+    elif source.startswith(HUB):
+        prompts = _from_hub(source.removeprefix(HUB))
     else:
         prompts = read_prompts(source)
     distinct = {_key(prompt): prompt for prompt in reversed(prompts)}
@@ -71,12 +70,12 @@ def _check_groups(suite: Suite, prompts: list[Prompt], source: str | None) -> No
 
 def _from_hub(text: str) -> list[Prompt]:
     """OWNER/NAME@SPLIT#COLUMN; the split is `test` and the column found by its name where not said."""
-    rest, _, column = text.partition("#")
-    name, _, split = rest.partition("@")
+    name, split, column = parse_hub(text)
     rows = load_hub_rows(name, split or "test")
-    if not column:
-        column = next((c for c in rows.column_names if c.lower() in _COLUMNS), "")
+    if column is None:
+        column = next((c for c in rows.column_names if c.lower() in CAPTIONS), "")
     if column not in rows.column_names:
+        rest = text.partition("#")[0]
         raise ConfigError(
             f"hf:{text}: name the column with the prompts, as in hf:{rest}#COLUMN; it has "
             f"{', '.join(rows.column_names)}"
@@ -85,24 +84,6 @@ def _from_hub(text: str) -> list[Prompt]:
     if not prompts:
         raise ConfigError(f"hf:{text}: the column {column} holds no text")
     return prompts
-
-
-def load_hub_rows(name: str, split: str) -> Any:
-    """A split of a Hugging Face data set, or of a local folder in its layout. Raises ConfigError."""
-    try:
-        import datasets
-    except ImportError:
-        raise ConfigError(
-            f"hf:{name} needs Hugging Face's datasets: pip install 'flow-rewards[data]', or pass a file"
-        ) from None
-    try:
-        return datasets.load_dataset(name, split=split)
-    except Exception as error:  # the library raises dozens of kinds, for network, name and format
-        first = str(error).strip().splitlines()[:1] or [type(error).__name__]
-        raise ConfigError(
-            f"hf:{name}@{split} cannot be loaded: {first[0]}; check name, split and network, or "
-            "download it and pass the file"
-        ) from None
 
 
 def digest_rows(prompts: list[Prompt]) -> list[Mapping[str, Any]]:

@@ -44,10 +44,9 @@ def _rewards(recipe: Recipe) -> None:
     if not recipe.rewards:
         raise ValueError("rewards: name at least one, e.g. [rewards.ocr] url = ...")
     for name, reward in recipe.rewards.items():
-        urls = [reward.url] if isinstance(reward.url, str) else reward.url
-        if not urls:
+        if not reward.urls:
             raise ValueError(f"rewards.{name}.url = []: name at least one address")
-        for url in urls:
+        for url in reward.urls:
             try:
                 parse_url(url)
             except ValueError as error:

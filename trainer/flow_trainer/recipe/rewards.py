@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import Field
 
+from flow_trainer.errors import ConfigError
 from flow_trainer.recipe.section import Section
+from reward_api.transport.base import parse_url
 
 LEAST_TIMEOUT_S = 120.0
 SECONDS_PER_IMAGE = 0.5
@@ -25,6 +28,27 @@ class Reward(Section):
     """Scores a sample of every epoch and never trains: a second opinion for the watch."""
     token_env: str | None = None
     """Name of the environment variable that holds the bearer token."""
+
+    @property
+    def urls(self) -> list[str]:
+        return [self.url] if isinstance(self.url, str) else self.url
+
+
+def parse_rewards(texts: Sequence[str]) -> dict[str, Reward]:
+    """`--reward NAME=URL[,URL]`. Raises ConfigError."""
+    rewards = {}
+    for text in texts:
+        name, separator, urls = text.partition("=")
+        if not separator or not name or not urls:
+            raise ConfigError(f"--reward {text}: write NAME=URL, or NAME=URL,URL for replicas")
+        reward = Reward(url=urls.split(","))
+        for url in reward.urls:
+            try:
+                parse_url(url)
+            except ValueError as error:
+                raise ConfigError(f"--reward {text}: {error}") from None
+        rewards[name] = reward
+    return rewards
 
 
 class Scoring(Section):

@@ -1,0 +1,1 @@
+"""Image-text data: scored by the services, filtered, divided and written."""
