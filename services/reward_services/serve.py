@@ -19,8 +19,7 @@ from reward_services.chassis.http.server import HttpFront
 from reward_services.chassis.ports import PortError
 from reward_services.chassis.scorer import Scorer
 from reward_services.chassis.service import RewardService, State
-from reward_services.chassis.settings import ServiceSettings
-from reward_services.chassis.weights import WeightsError
+from reward_services.chassis.settings import ServiceSettings, SettingError
 from reward_services.dialects import GRPC_HANDLERS, HTTP_ROUTERS
 
 logger = logging.getLogger(__name__)
@@ -145,7 +144,7 @@ class _Process:
         try:
             await loading
         except Exception as error:
-            is_setting = isinstance(error, (WeightsError, ImportError, FileNotFoundError))
+            is_setting = isinstance(error, (SettingError, ImportError, FileNotFoundError))
             raise StartFailed(
                 f"loading {self._name} failed: {_whole(error)} (--log-level debug tells more)",
                 EXIT_USAGE if is_setting else EXIT_START_FAILED,

@@ -47,6 +47,8 @@ class Services:
 
     folder: Path
     started: list[Service] = field(default_factory=list)
+    log: bool = False
+    """Whether what the n-th one logs goes to `logN.txt` in the folder, not to standard error."""
 
     def start(
         self, *command: str, http_port: int = 0, wait_ready: bool = True, **variables: str
@@ -54,9 +56,14 @@ class Services:
         """`start(BRIGHTNESS)` or `start("-m", "reward_services", "jpeg")`; returns when ready."""
         ports_file = self.folder / f"ports{len(self.started)}.json"
         flags = ["--http-port", str(http_port), "--grpc-port", "0", "--port-file", str(ports_file)]
-        process = subprocess.Popen(
-            [sys.executable, *command, *flags], env=environment(**variables), cwd=self.folder
-        )
+        log = self.folder / f"log{len(self.started)}.txt" if self.log else os.devnull
+        with open(log, "ab") as file:
+            process = subprocess.Popen(
+                [sys.executable, *command, *flags],
+                env=environment(**variables),
+                cwd=self.folder,
+                stderr=file if self.log else None,
+            )
         service = Service(process, "", "")
         self.started.append(service)
         deadline = time.monotonic() + 60

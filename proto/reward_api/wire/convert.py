@@ -35,11 +35,19 @@ from reward_api.wire.messages import (
     ScoreResponse,
     Timing,
 )
+from reward_api.wire.proto_fields import FREE, Within, field_at
 from reward_api.wire.v1 import reward_pb2 as pb
 
 _EXACT = 2**53
 # More than any request has that the services take; looking at each takes the event loop's time.
 _MAX_FIELDS = 4096
+REQUEST_FIELDS: Within = {
+    pb.ScoreRequest.ITEMS_FIELD_NUMBER: {
+        pb.Item.IMAGE_FIELD_NUMBER: {pb.Image.RAW_FIELD_NUMBER: {}},
+        pb.Item.METADATA_FIELD_NUMBER: FREE,
+    },
+    pb.ScoreRequest.PACKED_IMAGES_FIELD_NUMBER: {},
+}
 _REASONS = {pb.Reason.Value(reason.value): reason for reason in Reason}
 
 
@@ -110,7 +118,7 @@ def _cut(view: memoryview, number: int) -> tuple[bytes, memoryview] | None:
         if num_fields > _MAX_FIELDS:
             return None
         start = position
-        tag, content, position = _field_at(view, position)
+        tag, content, position = field_at(view, position)
         if tag == number << 3 | 2:
             if found:
                 return None
@@ -121,35 +129,6 @@ def _cut(view: memoryview, number: int) -> tuple[bytes, memoryview] | None:
         return None
     start, content, end = found
     return b"".join((view[:start], view[end:])), view[content:end]
-
-
-def _field_at(view: memoryview, position: int) -> tuple[int, int, int]:
-    """The tag of the field that starts there, where its content starts and where that ends."""
-    tag, position = _varint(view, position)
-    match tag & 7:
-        case 0:
-            return tag, position, _varint(view, position)[1]
-        case 1:
-            return tag, position, position + 8
-        case 2:
-            length, position = _varint(view, position)
-            return tag, position, position + length
-        case 5:
-            return tag, position, position + 4
-        case _:
-            raise ValueError("a group")
-
-
-def _varint(view: memoryview, position: int) -> tuple[int, int]:
-    """The number that starts there, and where it ends."""
-    number = 0
-    for shift in range(0, 70, 7):
-        byte = view[position]
-        position += 1
-        number |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return number, position
-    raise ValueError("a number of more than ten bytes")
 
 
 def request_from_proto(message: pb.ScoreRequest) -> ScoreRequest:

@@ -13,9 +13,10 @@ from __future__ import annotations
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
-from pydantic_core import from_json, to_json
+from pydantic_core import to_json
 
 from reward_api.errors import InvalidRequest, Reason
+from reward_api.wire.json_text import read_json
 from reward_api.wire.messages import (
     Image,
     Item,
@@ -179,13 +180,10 @@ def _item_header(item: Item, parts: list[bytes | memoryview]) -> dict[str, Any]:
 
 
 def _parse(text: memoryview) -> ScoreRequest:
-    # jiter, unlike the json module, bounds the depth and refuses NaN and lone surrogates.
     try:
-        return ScoreRequest.model_validate(from_json(bytes(text), allow_inf_nan=False))
+        return ScoreRequest.model_validate(read_json(text))
     except ValidationError as error:
         raise _invalid(describe_invalid(error)) from None
-    except ValueError as error:
-        raise _invalid(f"not valid JSON: {error}") from None
 
 
 def _invalid(message: str) -> InvalidRequest:

@@ -29,7 +29,10 @@ _TURNS = {
 # Never seen by a person, and refused by Pillow when they are large. Without them a file has the same
 # pixels: https://www.w3.org/TR/png-3/#11Ancillary-chunks
 _UNSEEN_CHUNKS = frozenset({b"iCCP", b"tEXt", b"zTXt", b"iTXt"})
-_MAX_CHUNKS = 65_536
+_MAX_CHUNKS = 16_384
+# Larger pictures are converted piece by piece: some steps of Pillow's hold the interpreter for as long as
+# they take, and a service answers for its health meanwhile. It also bounds the memory of copies.
+_BAND_PIXELS = 2**20
 _PNG_HEAD = 8
 
 
@@ -86,7 +89,20 @@ def _to_rgb(image: pillow.Image) -> np.ndarray:
     if image.mode == "F":
         return _grey(_float_grey(np.asarray(image)))
     if image.mode == "I" or has_deep_grey:
-        return _grey(_integer_grey(np.asarray(image).astype(np.int64), is_16_bit=has_deep_grey))
+        return _grey(_integer_grey(np.asarray(image), is_16_bit=has_deep_grey))
+    width, height = image.size
+    if width * height <= _BAND_PIXELS:
+        return _flattened(image)
+    pixels = np.empty((height, width, 3), np.uint8)
+    rows = max(1, _BAND_PIXELS // width)
+    for top in range(0, height, rows):
+        bottom = min(height, top + rows)
+        pixels[top:bottom] = _flattened(image.crop((0, top, width, bottom)))
+    return pixels
+
+
+def _flattened(image: pillow.Image) -> np.ndarray:
+    """Of a mode with 8 bits a sample."""
     if image.mode == "La":  # premultiplied: straight alpha first
         image = image.convert("LA")
     if image.has_transparency_data:
@@ -114,6 +130,9 @@ def _float_grey(pixels: np.ndarray) -> np.ndarray:
 
 
 def _integer_grey(pixels: np.ndarray, *, is_16_bit: bool) -> np.ndarray:
+    if pixels.dtype == np.uint16 and is_16_bit:
+        return (pixels >> 8).astype(np.uint8)
+    pixels = pixels.astype(np.int64)
     low, high = int(pixels.min()), int(pixels.max())
     if low < 0 or high > 0xFFFF:
         raise ItemFailure(
@@ -125,7 +144,9 @@ def _integer_grey(pixels: np.ndarray, *, is_16_bit: bool) -> np.ndarray:
 
 
 def _grey(pixels: np.ndarray) -> np.ndarray:
-    return np.repeat(pixels[..., None], 3, axis=-1)
+    spread = np.empty((*pixels.shape, 3), np.uint8)
+    spread[...] = pixels[..., None]  # unlike np.repeat, lets other threads run meanwhile
+    return spread
 
 
 def _without_unseen_chunks(data: bytes | memoryview) -> bytes | memoryview:

@@ -34,6 +34,10 @@ def _none_port(value: object) -> object:
 Port = Annotated[int | None, Field(ge=0, le=65535), BeforeValidator(_none_port)]
 
 
+class SettingError(Exception):
+    """What keeps a reward from loading is a setting; the message says which, and what to do."""
+
+
 class ServiceSettings(BaseModel):
     """Settings of every reward service. The text under a field is its documentation, also in --help
     and in services/README.md."""

@@ -14,13 +14,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from reward_services.chassis.settings import SettingError
+
 logger = logging.getLogger(__name__)
 
 _HUB_NAME = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
 _DIGITS = 12
 
 
-class WeightsError(RuntimeError):
+class WeightsError(SettingError):
     """The weights are not there, not complete or not allowed; the message says what to do."""
 
 

@@ -12,11 +12,12 @@ from typing import Any, TypeVar
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, ValidationError
-from pydantic_core import from_json
 
 from reward_api.errors import STATUS, InvalidRequest, Reason, RewardError, error_for
 from reward_api.items import make_items
+from reward_api.wire import json_text
 from reward_api.wire.framing import describe_invalid
+from reward_api.wire.json_text import MAX_VALUES
 from reward_api.wire.messages import Image, ItemError, ItemScore, ScoreRequest, ScoreResponse
 from reward_services.chassis.calls import Call
 from reward_services.chassis.http.problems import REQUEST_ID_HEADER
@@ -45,14 +46,12 @@ def dialect_router(answer: ErrorAnswer) -> APIRouter:
     return APIRouter(dependencies=[Depends(use_error_answer)], include_in_schema=False)
 
 
-def read_json(model: type[B], body: memoryview) -> B:
+def read_json(model: type[B], body: memoryview, *, max_values: int = MAX_VALUES) -> B:
     """Raises InvalidRequest."""
     try:
-        return model.model_validate(from_json(bytes(body), allow_inf_nan=False))
+        return model.model_validate(json_text.read_json(body, max_values=max_values))
     except ValidationError as error:
         raise InvalidRequest(Reason.INVALID_REQUEST, describe_invalid(error)) from None
-    except ValueError as error:
-        raise InvalidRequest(Reason.INVALID_REQUEST, f"not valid JSON: {error}") from None
 
 
 def image_of(text: str) -> Image:

@@ -8,9 +8,9 @@ from typing import Any
 
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse
-from pydantic_core import from_json
 
 from reward_api.errors import InvalidRequest, Reason
+from reward_api.wire.json_text import values_of
 from reward_api.wire.messages import ItemScore, ScoreRequest
 from reward_services.chassis.http.call import http_call
 from reward_services.dialects.common import (
@@ -94,7 +94,9 @@ def _metadata(label: Any) -> dict[str, Any] | None:
     """A label that is a JSON object is the item's metadata; other labels are for text rewards."""
     if isinstance(label, str) and label.lstrip().startswith("{"):
         try:
-            label = from_json(label, allow_inf_nan=False)
-        except ValueError:
-            raise InvalidRequest(Reason.SCHEMA, "a label starts with { but is no JSON") from None
+            label = values_of(label.encode())
+        except InvalidRequest as error:
+            raise InvalidRequest(
+                Reason.SCHEMA, f"a label starts with {{ but is no JSON: {error.message}"
+            ) from None
     return label if isinstance(label, dict) else None

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from pydantic_core import from_json
 
 from reward_api.errors import InvalidRequest, Reason
 from reward_api.items import make_items
+from reward_api.wire.json_text import values_of
 from reward_api.wire.messages import Image, PackedImages, ScoreRequest, ScoreResponse
 from reward_services import __version__
 from reward_services.chassis.service import RewardService, State
@@ -28,6 +28,8 @@ from reward_services.dialects.common import scores_of, sub_score_lists
 SERVER_NAME = "flow-rewards"
 EXTENSIONS = ("binary_tensor_data", "model_configuration", "statistics", "model_repository")
 PLATFORM = "reward"
+MAX_RANK = 8
+"""Most numbers in a tensor's shape."""
 SCORE = "SCORE"
 INPUTS = {
     "IMAGE": ("UINT8", (-1, -1, -1, 3)),
@@ -250,9 +252,11 @@ def _text(element: bytes | memoryview) -> str:
 
 def _object(element: bytes | memoryview) -> dict[str, Any] | None:
     try:
-        value = from_json(bytes(element), allow_inf_nan=False) if len(element) else None
-    except ValueError as error:
-        raise InvalidRequest(Reason.SCHEMA, f"an element of METADATA is no JSON: {error}") from None
+        value = values_of(element) if len(element) else None
+    except InvalidRequest as error:
+        raise InvalidRequest(
+            Reason.SCHEMA, f"an element of METADATA is no JSON: {error.message}"
+        ) from None
     if value is not None and not isinstance(value, dict):
         raise InvalidRequest(Reason.SCHEMA, "an element of METADATA is no JSON object")
     return value

@@ -11,6 +11,7 @@ from google.protobuf.json_format import ParseDict
 
 from reward_api.errors import InvalidRequest, Reason, RewardError
 from reward_api.wire.messages import ScoreRequest
+from reward_api.wire.proto_fields import Within, check_fields
 from reward_api.wire.v1 import open_inference_pb2 as pb
 from reward_services import __version__
 from reward_services.chassis.grpc.call import abort, given_key, given_request_id
@@ -20,7 +21,21 @@ from reward_services.dialects import oip
 
 SERVICE_NAME = "inference.GRPCInferenceService"
 
-_INLINE_PARSE_BYTES = 256 * 1024
+_INLINE_PARSE_BYTES = 16 * 1024
+_SMALL_BYTES = 4096
+_SLICE = 65_536
+
+_PARAMETER: Within = {2: {}}  # an entry of a map: its key, its value
+_INFER_FIELDS: Within = {
+    pb.ModelInferRequest.PARAMETERS_FIELD_NUMBER: _PARAMETER,
+    pb.ModelInferRequest.INPUTS_FIELD_NUMBER: {
+        pb.ModelInferRequest.InferInputTensor.PARAMETERS_FIELD_NUMBER: _PARAMETER,
+        pb.ModelInferRequest.InferInputTensor.CONTENTS_FIELD_NUMBER: {},
+    },
+    pb.ModelInferRequest.OUTPUTS_FIELD_NUMBER: {
+        pb.ModelInferRequest.InferRequestedOutputTensor.PARAMETERS_FIELD_NUMBER: _PARAMETER
+    },
+}
 
 
 def handler(service: RewardService) -> grpc.ServiceRpcHandler:
@@ -146,7 +161,11 @@ class _Servicer:
         return await asyncio.get_running_loop().run_in_executor(self._service.pool, _read, data)
 
 
-def _parsed(message: Any, data: bytes) -> Any:
+def _parsed(message: Any, data: bytes, within: Within | None = None) -> Any:
+    """`within`: for messages that may be large; the others name a model."""
+    if within is None and len(data) > _SMALL_BYTES:
+        raise InvalidRequest(Reason.INVALID_REQUEST, f"a {message.__name__} of {len(data)} bytes")
+    check_fields(data, within or {})
     try:
         return message.FromString(data)
     except Exception as error:  # DecodeError; its module differs between protobuf versions
@@ -154,7 +173,7 @@ def _parsed(message: Any, data: bytes) -> Any:
 
 
 def _read(data: bytes) -> tuple[Any, ScoreRequest, oip.Parameters]:
-    asked = _parsed(pb.ModelInferRequest, data)
+    asked = _parsed(pb.ModelInferRequest, data, _INFER_FIELDS)
     raw = [memoryview(entry) for entry in asked.raw_input_contents]
     if raw and len(raw) != len(asked.inputs):
         raise InvalidRequest(
@@ -171,6 +190,10 @@ def _read(data: bytes) -> tuple[Any, ScoreRequest, oip.Parameters]:
 
 
 def _tensor(given: Any, raw: memoryview | None) -> oip.Tensor:
+    if len(given.shape) > oip.MAX_RANK:
+        raise InvalidRequest(
+            Reason.INVALID_REQUEST, f"{given.name[:64]}: the shape has {len(given.shape)} numbers"
+        )
     shape = tuple(given.shape)
     if given.datatype == "BYTES":
         data = list(given.contents.bytes_contents) if raw is None else oip.split_elements(raw)
@@ -182,8 +205,9 @@ def _tensor(given: Any, raw: memoryview | None) -> oip.Tensor:
 
 
 def _pixels(given: Any) -> bytes:
-    try:
-        return bytes(given.contents.uint_contents)
+    numbers = given.contents.uint_contents
+    try:  # in slices: converting one lets nothing else run
+        return b"".join(bytes(numbers[i : i + _SLICE]) for i in range(0, len(numbers), _SLICE))
     except ValueError:
         raise InvalidRequest(
             Reason.INVALID_REQUEST, f"{given.name}: UINT8 contents go from 0 to 255"

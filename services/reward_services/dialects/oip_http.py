@@ -22,11 +22,15 @@ from reward_services.chassis.service import RewardService, State
 from reward_services.dialects import oip
 from reward_services.dialects.common import Body, dialect_router, image_of, json_error, read_json
 
+_MAX_VALUES = 4 * 2**20
+"""Pixels as JSON numbers: five images of 512 x 512."""
+_SLICE = 65_536
+
 
 class InputTensor(Body):
     name: str
     datatype: str
-    shape: list[Annotated[int, Field(ge=0)]]
+    shape: list[Annotated[int, Field(ge=0)]] = Field(max_length=oip.MAX_RANK)
     parameters: dict[str, Any] = Field(default_factory=dict)
     data: Any = None
 
@@ -156,7 +160,7 @@ def _split(body: memoryview, header_length: int | None) -> tuple[InferBody, memo
     end = len(body) if header_length is None else header_length
     if end > len(body):
         raise _invalid(f"{LENGTH_HEADER} is {end}, but the body has {len(body)} bytes")
-    return read_json(InferBody, body[:end]), body[end:]
+    return read_json(InferBody, body[:end], max_values=_MAX_VALUES), body[end:]
 
 
 def _message(
@@ -196,13 +200,34 @@ def _from_json(tensor: InputTensor) -> oip.Tensor:
 
 
 def _pixels(tensor: InputTensor) -> bytes:
+    if _is_ragged(tensor.data):
+        raise _no_pixels(tensor.name)
+    leaves = _flat(tensor.data)
+    # in slices: converting one lets nothing else run
+    return b"".join(
+        _bytes_of(leaves[i : i + _SLICE], tensor.name) for i in range(0, len(leaves), _SLICE)
+    )
+
+
+def _bytes_of(numbers: list[Any], name: str) -> bytes:
     try:
-        values = np.asarray(tensor.data)
+        values = np.asarray(numbers)
     except ValueError:
         values = np.empty(0)
     if values.dtype.kind not in "iu" or not values.size or values.min() < 0 or values.max() > 255:
-        raise _invalid(f"{tensor.name}: the data of a UINT8 tensor must be numbers from 0 to 255")
+        raise _no_pixels(name)
     return values.astype(np.uint8).tobytes()
+
+
+def _no_pixels(name: str) -> InvalidRequest:
+    return _invalid(f"{name}: the data of a UINT8 tensor must be numbers from 0 to 255")
+
+
+def _is_ragged(data: Any) -> bool:
+    if not isinstance(data, list):
+        return False
+    lengths = {len(entry) if isinstance(entry, list) else -1 for entry in data}
+    return len(lengths) > 1 or (lengths != {-1} and any(map(_is_ragged, data)))
 
 
 def _flat(data: Any) -> list[Any]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
@@ -22,10 +23,13 @@ from reward_services.chassis.http.call import check_encoding
 from reward_services.chassis.http.problems import plain_problem, problem_response
 from reward_services.dialects import unirl
 from reward_services.dialects.common import image_of, json_error, read_json
-from reward_services.gateway.cosmos import CosmosQueue
+from reward_services.gateway.cosmos import CosmosQueue, split_body
 from reward_services.gateway.rewards import Asked, Rewards
 
 Answer = dict[str, Any] | list[Any]
+T = TypeVar("T")
+
+_INLINE_PARSE_BYTES = 16 * 1024
 
 
 class GatewayRequest(ScoreRequest):
@@ -116,7 +120,7 @@ def _add_cosmos(app: FastAPI, bodies: Bodies, queue: CosmosQueue) -> None:
     @app.post("/api/reward/enqueue")
     async def enqueue(request: Request) -> Response:
         async def answer(body: memoryview) -> Answer:
-            key = queue.enqueue(body)
+            key = queue.enqueue(*await _parsed(split_body, body))
             bodies.hold_for(queue.work(key), len(body))
             return {"uuid": key}
 
@@ -126,7 +130,7 @@ def _add_cosmos(app: FastAPI, bodies: Bodies, queue: CosmosQueue) -> None:
     @app.post("/api/reward/pull")
     async def pull(request: Request) -> Response:
         async def answer(body: memoryview) -> Answer:
-            return queue.pull(bytes(body))
+            return queue.pull(body)
 
         request.state.answer = _cosmos_error
         return await bodies.handle(request, answer)
@@ -136,7 +140,13 @@ def _add_cosmos(app: FastAPI, bodies: Bodies, queue: CosmosQueue) -> None:
         return {"message": "pong"}
 
 
-async def _unirl(rewards: Rewards, body: memoryview) -> Answer:
+async def _parsed(read: Callable[[memoryview], T], body: memoryview) -> T:
+    """A body with much to read is read on a thread: the event loop also answers health checks."""
+    return read(body) if len(body) <= _INLINE_PARSE_BYTES else await asyncio.to_thread(read, body)
+
+
+def _read_unirl(body: memoryview) -> tuple[unirl.ScoreBody, dict[str, list[int]], dict[str, Asked]]:
+    """The request, and by reward: which turns it is asked about, and what."""
     asked = read_json(unirl.ScoreBody, body)
     unirl.check_form(asked)
     by_reward: dict[str, list[int]] = {}
@@ -144,7 +154,9 @@ async def _unirl(rewards: Rewards, body: memoryview) -> Answer:
         for name in dict.fromkeys(one.required_rewards):
             by_reward.setdefault(name, []).append(i)
     turns = [one.history[0] for one in asked.requests]
-    batches = await rewards.score(
+    return (
+        asked,
+        by_reward,
         {
             name: Asked(
                 [image_of(turns[i].image_b64 or "") for i in indices],
@@ -152,10 +164,15 @@ async def _unirl(rewards: Rewards, body: memoryview) -> Answer:
                 [asked.requests[i].metadata for i in indices],
             )
             for name, indices in by_reward.items()
-        }
+        },
     )
-    results: list[dict[str, Any]] = [{} for _ in turns]
-    errors: list[dict[str, str]] = [{} for _ in turns]
+
+
+async def _unirl(rewards: Rewards, body: memoryview) -> Answer:
+    asked, by_reward, batch_of = await _parsed(_read_unirl, body)
+    batches = await rewards.score(batch_of)
+    results: list[dict[str, Any]] = [{} for _ in asked.requests]
+    errors: list[dict[str, str]] = [{} for _ in asked.requests]
     for name, indices in by_reward.items():
         batch = batches[name]
         for position, i in enumerate(indices):
@@ -181,7 +198,7 @@ def _revision(one: unirl.RewardRequest, batches: dict[str, ScoreBatch]) -> str:
 
 
 async def _own(rewards: Rewards, body: memoryview) -> Answer:
-    asked = read_json(GatewayRequest, body)
+    asked = await _parsed(partial(read_json, GatewayRequest), body)
     if not asked.items:
         raise InvalidRequest(Reason.INVALID_REQUEST, "items is empty: send at least one")
     images = [item.image for item in asked.items]

@@ -30,6 +30,7 @@ from reward_services.gateway.rewards import Asked, Rewards
 MAX_TASKS = 256
 KEEP_S = 900.0
 _MAX_HEADER_BYTES = 4 * 2**20
+_MAX_FORM_BYTES = 4096
 
 # The names of a reward's scores in the answer, where they are not the reward's own.
 _KEYS = {"ocr": "ocr_reward"}
@@ -68,9 +69,8 @@ class CosmosQueue:
         self._max_tasks = max_tasks
         self._tasks: OrderedDict[str, _Task] = OrderedDict()
 
-    def enqueue(self, body: memoryview) -> str:
+    def enqueue(self, header: EnqueueHeader, pixels: np.ndarray) -> str:
         """The id to pull with. Raises InvalidRequest, Overloaded."""
-        header, pixels = split_body(body)
         names = [name for name, weight in header.reward_fn.items() if weight > 0]
         if not names:
             raise _invalid("reward_fn names no reward with a weight above 0")
@@ -89,10 +89,12 @@ class CosmosQueue:
         self._tasks[key] = task
         return key
 
-    def pull(self, form: bytes) -> dict[str, Any]:
+    def pull(self, form: memoryview) -> dict[str, Any]:
         """The scores of one reward. Raises InvalidRequest while there are none, and for ever when
         an item has failed."""
-        fields = parse_qs(form.decode("utf-8", "replace"))
+        if len(form) > _MAX_FORM_BYTES:
+            raise _invalid(f"a form of {len(form)} bytes: send uuid and type")
+        fields = parse_qs(bytes(form).decode("utf-8", "replace"))
         key, name = (fields.get(part, [""])[0] for part in ("uuid", "type"))
         task = self._tasks.get(key)
         if task is None:

@@ -16,6 +16,7 @@ import httpx
 import numpy as np
 
 from reward_api.errors import ItemFailure, Reason
+from reward_services.chassis.settings import SettingError
 from reward_services.unifiedreward.engine import Answer, picture
 from reward_services.unifiedreward.settings import UnifiedRewardSettings
 
@@ -37,6 +38,10 @@ _REASONS = {
 
 class EngineError(RuntimeError):
     """The engine cannot be used; the message says what to change."""
+
+
+class EngineSettingError(EngineError, SettingError):
+    """Another setting would help: the key, the model's name or the URL."""
 
 
 class HttpEngine:
@@ -171,11 +176,11 @@ class HttpEngine:
 
     def _models(self, response: httpx.Response) -> list[str]:
         if response.status_code in (401, 403):
-            raise EngineError(f"set api_key: the engine at {self._url} refuses access")
+            raise EngineSettingError(f"set api_key: the engine at {self._url} refuses access")
         try:
             return [entry["id"] for entry in response.json()["data"]]
         except (ValueError, KeyError, TypeError):
-            raise EngineError(
+            raise EngineSettingError(
                 f"{self._url}/models is no list of models (status {response.status_code}): the "
                 "engine's URL ends in /v1"
             ) from None
@@ -186,7 +191,9 @@ def _pick(model: str, served: Sequence[str], url: str) -> str:
     for name in served:
         if name.rpartition("/")[2] == model.rpartition("/")[2]:
             return name
-    raise EngineError(f"set model: {url} serves {', '.join(served) or 'nothing'}, not {model}")
+    raise EngineSettingError(
+        f"set model: {url} serves {', '.join(served) or 'nothing'}, not {model}"
+    )
 
 
 def _answer(response: httpx.Response) -> Answer:

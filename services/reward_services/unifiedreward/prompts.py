@@ -10,6 +10,8 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from reward_services.chassis.settings import SettingError
+
 PLACEHOLDER = "{prompt}"
 
 FINAL_SCORE = """\
@@ -49,7 +51,7 @@ Say in a few words why, then give the grade, one digit in place of X:
 <Score>X</Score>"""
 
 
-class PromptError(ValueError):
+class PromptError(SettingError):
     """A prompt file is not what it should be; the message says what it is."""
 
 

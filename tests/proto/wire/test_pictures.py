@@ -12,8 +12,10 @@ from PIL import Image as pillow
 from PIL import ImageCms, PngImagePlugin
 
 from reward_api.errors import ItemFailure, Reason
+from reward_api.wire import pictures
 from reward_api.wire.images import decode_image, encode_images
 from reward_api.wire.messages import Image
+from reward_api.wire.pictures import read_picture
 
 RAMP = np.linspace(0, 1, 64 * 64).reshape(64, 64)
 RED = pillow.new("RGB", (64, 64), "red")
@@ -192,7 +194,7 @@ def test_more_chunks_than_any_encoder_makes_are_refused():
     whole = png()
     at = whole.index(b"IDAT") - 4
     flood = whole[:at] + chunk(b"prVt", b"") * 70_000 + whole[at:]
-    with pytest.raises(ItemFailure, match="more than 65536 chunks"):
+    with pytest.raises(ItemFailure, match="more than 16384 chunks"):
         decode_image(Image(data=flood))
 
 
@@ -200,3 +202,16 @@ def test_a_file_that_is_cut_off_is_still_refused():
     for data in (png(NOISE)[:-3000], png()[:20], with_chunk(b"tEXt", b"a\0b")[:-40]):
         with pytest.raises(ItemFailure, match="not a whole PNG file"):
             decode_image(Image(data=data))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "LA", "CMYK", "L"])
+def test_a_large_picture_is_read_piece_by_piece_as_in_one_go(monkeypatch, mode):
+    side = np.arange(64)
+    planes = np.broadcast_arrays(side[:, None] * 4, side * 4, side[:, None] ^ side, 200)
+    picture = pillow.fromarray(np.stack(planes, -1).astype(np.uint8), "RGBA")
+    picture = picture if mode in ("RGBA", "LA") else picture.convert("RGB")
+    picture = picture.convert(mode)
+    whole = read_picture(picture)
+    # six bands of ten rows, and four rows more
+    monkeypatch.setattr(pictures, "_BAND_PIXELS", 64 * 10)
+    assert np.array_equal(read_picture(picture), whole)

@@ -38,3 +38,24 @@ def test_json_is_one_line(root):
         json.loads(line).items()
         >= {"message": "a\nb", "request_id": "r-1", "reward": "jpeg"}.items()
     )
+
+
+def test_repeats_are_bounded_and_counted(root, monkeypatch):
+    now = 0.0
+    monkeypatch.setattr(logs.time, "monotonic", lambda: now)
+    logs.configure("info", "json", "jpeg")
+    root.handlers[0].setStream(io.StringIO())
+    for i in range(10_000):
+        root.warning(f"refused {i}", extra={"reason": "SCHEMA"})
+        root.error("internal error", exc_info=i == 0)
+        root.info("scored")
+    root.warning("another kind", extra={"reason": "IMAGE_DECODE"})
+    now = 2.0
+    root.warning("refused at last", extra={"reason": "SCHEMA"})
+    lines = [json.loads(line) for line in root.handlers[0].stream.getvalue().splitlines()]
+    refused = [line for line in lines if line.get("reason") == "SCHEMA"]
+    assert len(refused) == logs.BURST + 1
+    assert (refused[-1]["message"], refused[-1]["left_out"]) == ("refused at last", 9_900)
+    assert sum(line["message"] == "internal error" for line in lines) == logs.BURST
+    assert sum(line["message"] == "scored" for line in lines) == 10_000
+    assert sum(line["message"] == "another kind" for line in lines) == 1

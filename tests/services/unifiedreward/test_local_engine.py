@@ -99,14 +99,18 @@ def test_without_engine_and_transformers_the_way_out_is_named(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("flags", "message"),
+    ("flags", "status", "message"),
     [
-        (["--weights", "/absent/judge"], "there is no file or folder"),
-        (["--engine-url", "http://127.0.0.1:9/v1"], "no engine answers at http://127.0.0.1:9/v1"),
-        (["--prompt-file", "/absent/prompt"], "cannot be read"),
+        (["--weights", "/absent/judge"], 2, "there is no file or folder"),
+        (
+            ["--engine-url", "http://127.0.0.1:9/v1"],
+            1,
+            "no engine answers at http://127.0.0.1:9/v1",
+        ),
+        (["--prompt-file", "/absent/prompt"], 2, "cannot be read"),
     ],
 )
-def test_a_start_without_a_judge_ends_with_one_line(tmp_path, flags, message):
+def test_a_start_without_a_judge_ends_with_one_line(tmp_path, flags, status, message):
     ports = ["--http-port", "0", "--grpc-port", "none", "--log-level", "error"]
     done = subprocess.run(
         [sys.executable, "-m", "reward_services", "unifiedreward", *flags, *ports],
@@ -116,6 +120,6 @@ def test_a_start_without_a_judge_ends_with_one_line(tmp_path, flags, message):
         text=True,
         timeout=60,
     )
-    assert done.returncode == (2 if "there is no file" in message else 1)
+    assert done.returncode == status
     assert message in done.stderr
     assert done.stderr.count("\n") == 1

@@ -1,12 +1,20 @@
 """The judge's service as a process: both wires, and an engine that goes away and comes back."""
 
+import asyncio
 import time
+from typing import Any
 
+import grpc
+import httpx
 import numpy as np
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from openai_engine import Reply, scripted_engine
 from reward_api import RewardClient, Unavailable
+from reward_api.transport.base import Credentials, parse_url
+from reward_api.transport.open import open_transport
+from reward_api.wire.messages import Image, Item, ScoreRequest
 
 pytestmark = pytest.mark.system
 
@@ -18,18 +26,30 @@ def script(text):
     return [Reply("no idea" if "mumble" in text else "Final Score: 4.0")]
 
 
-def wait_for_readiness(client, *, is_ready):
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            client.wait_ready(0.5)
-            found = True
-        except Unavailable:
-            found = False
-        if found == is_ready:
-            return
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+def wait_for_readiness(service, *, is_ready):
+    """Both ports say so. Each question has time enough: what is waited for is the answer."""
+    with grpc.insecure_channel(service.grpc.removeprefix("grpc://")) as channel:
+        health: Any = health_pb2_grpc.HealthStub(channel)
+        deadline = time.monotonic() + 90
+        while True:
+            over_http = httpx.get(f"{service.http}/readyz", timeout=30).status_code == 200
+            status = health.Check(health_pb2.HealthCheckRequest(), timeout=30).status
+            over_grpc = status == health_pb2.HealthCheckResponse.SERVING
+            if over_http == over_grpc == is_ready:
+                return
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
+async def score_once(url):
+    """One attempt, where a client would come back until its deadline."""
+    transport = open_transport(parse_url(url), Credentials())
+    try:
+        picture = Image(data=IMAGES[0].tobytes(), height=32, width=48)
+        request = ScoreRequest(items=[Item(prompt=PROMPTS[0], image=picture)])
+        return await transport.score(request, timeout_s=60)
+    finally:
+        await transport.close()
 
 
 def test_readiness_follows_the_engine(services):
@@ -43,12 +63,11 @@ def test_readiness_follows_the_engine(services):
                 batch = client.score(IMAGES, PROMPTS)
                 assert batch.values[[0, 2]].tolist() == [0.8, 0.8]
                 assert {i: e.reason for i, e in batch.errors.items()} == {1: "JUDGE_PARSE"}
-    with RewardClient(service.http, timeout_s=3) as http, RewardClient(service.grpc) as grpc:
-        wait_for_readiness(http, is_ready=False)
-        wait_for_readiness(grpc, is_ready=False)
+    wait_for_readiness(service, is_ready=False)
+    for address in (service.http, service.grpc):
         with pytest.raises(Unavailable, match="does not answer"):
-            http.score(IMAGES, PROMPTS)
-        with scripted_engine(script, port=port):
-            wait_for_readiness(http, is_ready=True)
-            wait_for_readiness(grpc, is_ready=True)
-            assert http.score(IMAGES[:1], PROMPTS[:1]).values.tolist() == [0.8]
+            asyncio.run(score_once(address))
+    with scripted_engine(script, port=port):
+        wait_for_readiness(service, is_ready=True)
+        with RewardClient(service.http) as client:
+            assert client.score(IMAGES[:1], PROMPTS[:1]).values.tolist() == [0.8]

@@ -6,27 +6,30 @@ import asyncio
 from collections.abc import Callable, Mapping
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2
 
 from reward_api.errors import InvalidRequest, Reason, RewardError
 from reward_api.wire.convert import (
+    REQUEST_FIELDS,
     metadata_to_proto,
     request_from_proto,
     response_to_proto,
     split_request,
 )
 from reward_api.wire.messages import GradientRequest, ScoreRequest
+from reward_api.wire.proto_fields import check_fields
 from reward_api.wire.v1 import reward_pb2
 from reward_services.chassis.auth import TokenCheck
 from reward_services.chassis.grpc.auth import GrpcAuth, grpc_tls
 from reward_services.chassis.grpc.call import abort, given_key, given_request_id
+from reward_services.chassis.grpc.library import health_handler
 from reward_services.chassis.grpc.reflection import DescribedHandler, add_reflection
 from reward_services.chassis.ports import bind
 from reward_services.chassis.service import RewardService
 
 SERVICE_NAME = "reward.v1.RewardService"
 
-_INLINE_PARSE_BYTES = 256 * 1024
+_INLINE_PARSE_BYTES = 16 * 1024
 _FRAMING_BYTES = 64 * 1024
 
 
@@ -90,6 +93,7 @@ class RewardServicer:
 
 
 def _parse(data: bytes) -> ScoreRequest:
+    check_fields(data, REQUEST_FIELDS)
     try:
         message = reward_pb2.ScoreRequest.FromString(data)
     except Exception as error:  # DecodeError; its module differs between protobuf versions
@@ -133,7 +137,7 @@ class GrpcFront:
                 self._names.append(handler.service_name())
                 if isinstance(handler, DescribedHandler):
                     described.append(handler.file)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        self._server.add_generic_rpc_handlers((health_handler(self._health),))
         if settings.reflection:
             add_reflection(self._server, self._names, described)
 

@@ -17,6 +17,7 @@ from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_health.v1 import health_pb2
 
 from reward_api.wire.v1 import reward_pb2
+from reward_services.chassis.grpc.library import HEALTH, reflection_handler
 
 
 class DescribedHandler(grpc.ServiceRpcHandler):
@@ -70,9 +71,13 @@ def add_reflection(
         _add(pool, module.DESCRIPTOR)
     for file in files:
         pool.AddSerializedFile(file.SerializeToString())
-    health_name = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
-    offered = (*names, health_name, reflection.SERVICE_NAME)
-    reflection.enable_server_reflection(offered, server, pool=pool)
+    offered = (*names, HEALTH, reflection.SERVICE_NAME)
+    servicer = reflection.aio.ReflectionServicer(  # pyright: ignore[reportAttributeAccessIssue]
+        service_names=offered, pool=pool
+    )
+    request = reflection_pb2.ServerReflectionRequest
+    handler = reflection_handler(servicer, reflection.SERVICE_NAME, request)
+    server.add_generic_rpc_handlers((handler,))
 
 
 def _add(pool: DescriptorPool, file: FileDescriptor) -> None:

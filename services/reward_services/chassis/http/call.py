@@ -29,7 +29,7 @@ TIMEOUT_HEADER = "X-Reward-Timeout-Ms"
 PRIORITY_HEADER = "X-Reward-Priority"
 
 # Parsing more than this happens in the pool: the event loop also answers health checks.
-_INLINE_PARSE_BYTES = 64 * 1024
+_INLINE_PARSE_BYTES = 16 * 1024
 
 T = TypeVar("T")
 

@@ -57,6 +57,8 @@ class HttpProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
+        # After a reset uvicorn leaves the timer running, which holds the connection's objects for as long.
+        self._unset_keepalive_if_required()
         if self._on_gone is not None:
             self._on_gone()
 

@@ -200,3 +200,27 @@ async def test_reflection_when_asked_for(serve):
     async for answer in stub.ServerReflectionInfo(iter(requests)):
         names = {service.name for service in answer.list_services_response.service}
         assert "reward.v1.RewardService" in names
+
+
+@pytest.mark.parametrize("garbage", [b"\xff\xff\xff", b"\x0a\x05ab", b"\x0a\x01\xff"])
+@pytest.mark.parametrize(
+    ("method", "is_stream"),
+    [
+        ("/grpc.health.v1.Health/Check", False),
+        ("/grpc.health.v1.Health/Watch", False),
+        ("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", True),
+    ],
+)
+async def test_garbage_for_the_librarys_services_is_the_callers_error(
+    serve, caplog, method, is_stream, garbage
+):
+    """Left to the library it is UNKNOWN, with a traceback in the log for each call."""
+    running = await serve(reflection=True)
+    if is_stream:
+        call = running.channel.stream_stream(method)(iter([garbage]))
+    else:
+        call = running.channel.unary_stream(method)(garbage)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call.read()
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert caplog.text == ""
