@@ -83,6 +83,7 @@ class DiffusersPolicy:
             family.lora_targets,
             with_reference=with_reference,
             mesh=mesh,
+            dtype=self.dtype,
             teachers=teachers or {},
         )
         self._prompts = PromptCache(self._encode, config.prompt_cache_gb, self._with_encoders)
@@ -184,6 +185,9 @@ class DiffusersPolicy:
 
     def trainable(self) -> dict[str, nn.Parameter]:
         return self._tuning.trainable
+
+    def before_backward(self, *, last: bool) -> None:
+        self._tuning.before_backward(last=last)
 
     @contextmanager
     def reference(self, guidance: float | None = None) -> Iterator[None]:

@@ -16,7 +16,8 @@ sees, CUDA's context, workspaces and fragmentation, is the tenth that sized reci
 - decoding: 3 KiB per pixel of a decode batch in the float32 VAE.
 - an optimizer step: a float32 copy of what it trains.
 - several GPUs share the trajectories; sharded, also the transformer and its training state, but for two
-  blocks that are gathered at a time. Hybrid sharding divides over the GPUs of a node, taken as eight.
+  blocks that are gathered at a time in 16 bits, and the gradients that are not yet added over the ranks,
+  of a block or of an adapter. Hybrid sharding divides over the GPUs of a node, taken as eight.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ def memory(recipe: Recipe, model: Architecture, gpus: int = 1) -> Memory:
     moments = 8 if u.optimizer == "adamw" else 2
     state = trained * (4 + moments + 4 * recipe.ema.enabled + 4 * u.forward_process)
     parts = {"none": 1, "full": gpus, "hybrid": min(gpus, GPUS_PER_NODE)}[recipe.sharding]
-    gathered = 2 * weights / model.blocks if parts > 1 else 0
+    gathered = _gathered(model, element, lora=lora) if parts > 1 else 0
     images = math.ceil(recipe.images_per_epoch / gpus)
     return Memory(
         transformer=weights / parts + gathered,
@@ -107,11 +108,18 @@ def memory(recipe: Recipe, model: Architecture, gpus: int = 1) -> Memory:
         trajectories=images * _latents_per_image(recipe) * _latent_bytes(recipe),
         vae=_file_bytes(m.path, "vae") or VAE_PARAMETERS[m.family] * 4,
         text_encoders=_file_bytes(m.path, "text_encoder*") or _encoder_bytes(m, element),
-        activations=_activations(recipe, model, element),
+        activations=_activations(recipe, model, element, sharded=parts > 1),
         decode=min(s.decode_batch, s.micro_batch) * m.height * m.width * DECODE_BYTES_PER_PIXEL,
         step=trained * 4 / parts if u.optimizer == "adamw" else 0,
         encoders_stay=_encoders_stay(recipe, element),
     )
+
+
+def _gathered(model: Architecture, element: int, *, lora: bool) -> float:
+    """What a rank holds whole of a model that is divided."""
+    block = (model.parameters + model.buffers) / model.blocks
+    trained = model.lora_parameters if lora else block
+    return 2 * block * element + trained * (4 + element)
 
 
 def _file_bytes(path: str, components: str) -> int:
@@ -171,16 +179,19 @@ def text_tokens(m: Model) -> int:
     return m.max_sequence_length + CLIP_TOKENS * (m.family == "sd3")
 
 
-def _activations(recipe: Recipe, model: Architecture, element: int) -> float:
+def _activations(
+    recipe: Recipe, model: Architecture, element: int, *, sharded: bool = False
+) -> float:
     m, s = recipe.model, recipe.sampling
     guided = 2 if m.guidance > 1 and m.family != "flux" else 1
     rows = s.micro_batch * recipe.update.steps_per_forward * guided
     side = _latent_layout(m.path)[0] * PATCH
     tokens = (m.height // side) * (m.width // side) + text_tokens(m)
     per_element = rows * tokens * model.width * element
-    # linear layers that train keep their weights' 16-bit copies for the backward, and more inputs
+    # linear layers that train keep more inputs for the backward, and their weights' 16-bit copies,
+    # unless those were gathered in 16 bits and are again
     full = m.tuning == "full"
-    copies = model.parameters * element if full and element == 2 else 0
+    copies = model.parameters * element if full and element == 2 and not sharded else 0
     if m.gradient_checkpointing:
         return per_element * (model.blocks + RECOMPUTED[m.family]) + copies / model.blocks
     kept = ACTIVATIONS[m.family] * (FULL if full else 1)

@@ -66,6 +66,11 @@ class Policy(Protocol):
         """The float32 parameters that the optimizer sees, in a fixed order."""
         ...
 
+    def before_backward(self, *, last: bool) -> None:
+        """Call before every backward; `last`: the one after which the optimizer steps. Sharded
+        parameters put off until then what the ranks need not exchange earlier."""
+        ...
+
     def reference(self, guidance: float | None = None) -> AbstractContextManager[None]:
         """Inside, `velocity` is the frozen model: without adapter, or before full fine-tuning; at
         this scale of guidance instead of the recipe's."""

@@ -17,7 +17,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from flow_trainer.models.adapter import as_trained, load_adapter
 from flow_trainer.models.kernels import compile_blocks, use_attention
-from flow_trainer.parallel.sharding import shard, whole_state
+from flow_trainer.parallel.sharding import expect_backward, forget_forwards, shard, whole_state
 from flow_trainer.recipe import Model
 
 
@@ -30,8 +30,10 @@ class Tuning:
         *,
         with_reference: bool,
         mesh: DeviceMesh | None = None,
+        dtype: torch.dtype = torch.float32,
         teachers: Mapping[str, str] | None = None,
     ) -> None:
+        """`dtype`: in which the transformer computes, and in which sharded parameters travel."""
         self.transformer: Any = transformer.requires_grad_(False).eval()
         self._lora = config.tuning == "lora"
         self._reference: Any = None
@@ -53,12 +55,20 @@ class Tuning:
         self._sharded = mesh is not None
         if mesh is not None:
             for module in filter(None, (transformer, self._reference)):
-                shard(module, mesh)
+                shard(module, mesh, dtype)
+        self._last: bool | None = None
         self.trainable: dict[str, nn.Parameter] = {
             name: parameter
             for name, parameter in transformer.named_parameters()
             if parameter.requires_grad
         }
+
+    def before_backward(self, *, last: bool) -> None:
+        """See `flow_trainer.models.policy.Policy.before_backward`."""
+        if self._sharded and last != self._last:
+            # an adapter's gradient is small; that of all weights is the model again
+            expect_backward(self.transformer, last=last, divided=not self._lora)
+            self._last = last
 
     @contextmanager
     def reference(self) -> Iterator[None]:
@@ -77,6 +87,8 @@ class Tuning:
             yield
         finally:
             self.transformer = trained
+            if self._sharded:
+                forget_forwards(self._reference)
 
     @contextmanager
     def in_float32(self) -> Iterator[None]:

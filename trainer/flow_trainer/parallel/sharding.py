@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from flow_trainer.errors import ConfigError
@@ -28,22 +28,50 @@ def make_mesh(kind: str, device_type: str, size: int, local_size: int) -> Device
     return init_device_mesh(device_type, shape, mesh_dim_names=("replicate", "shard"))
 
 
-def shard(transformer: nn.Module, mesh: DeviceMesh) -> None:
+def shard(transformer: nn.Module, mesh: DeviceMesh, dtype: torch.dtype = torch.float32) -> None:
     """Divides every parameter over `mesh`, and moves it there; a block is gathered when it runs.
 
-    Parameters keep their type, so autocast computes what it computes on one device. They are
-    gathered anew for every forward, the root's too: weights are swapped between forwards. Gradients
-    are summed, not averaged, because losses are divided by the global number of samples.
+    Parameters keep their type, and so do the optimizer's steps. They travel in `dtype`, that of the
+    autocast which computes with them, so that a linear layer computes what it computes on one device;
+    gradients are added in float32. Parameters are gathered anew for every forward, the root's too:
+    weights are swapped between forwards. Gradients are summed, not averaged, because losses are divided
+    by the global number of samples.
     """
+    travel = MixedPrecisionPolicy()
+    if dtype != torch.float32:
+        # inputs are cast by autocast, operation by operation
+        travel = MixedPrecisionPolicy(dtype, torch.float32, cast_forward_inputs=False)
     blocks = [
         b for child in transformer.children() if isinstance(child, nn.ModuleList) for b in child
     ]
     for module in [*blocks, transformer]:
-        fully_shard(module, mesh=mesh, reshard_after_forward=True)
+        fully_shard(module, mesh=mesh, reshard_after_forward=True, mp_policy=travel)
     for module in transformer.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
+
+
+def expect_backward(transformer: nn.Module, *, last: bool, divided: bool) -> None:
+    """What the backwards from now on do with gradients until the `last` one of an update.
+
+    `divided`: each adds them over the ranks that share the parameters, so that a rank holds its part
+    alone, and only the last adds them over the copies of other nodes. Else nothing travels before the
+    last, and a rank holds all gradients until then, in float32.
+    """
+    assert isinstance(transformer, FSDPModule)
+    transformer.set_is_last_backward(last)
+    if divided:
+        transformer.set_requires_all_reduce(last)
+    else:
+        transformer.set_requires_gradient_sync(last)
+
+
+def forget_forwards(transformer: nn.Module) -> None:
+    """Between two forwards of a model that never has a backward: FSDP notes the order of all blocks for
+    one, and would for ever."""
+    assert isinstance(transformer, FSDPModule)
+    transformer.reset_iter_state()
 
 
 @torch.no_grad()

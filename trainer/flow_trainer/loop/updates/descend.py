@@ -105,13 +105,12 @@ def descend(
             ready(u)
         optimizer.zero_grad(set_to_none=True)
         stats.slope = 0.0
-        for turn in world.turns(batches, lambda rows: bool(wanted[rows.start : rows.stop].any())):
-            if not turn.rows:
-                continue
-            seen = stats if turn.counts else UpdateStats()
-            for chunk in chunks:
-                total = loss(turn.rows, chunk, u, seen)
-                (total * scale.value / pairs if turn.counts else total * 0).backward()
+        turns = world.turns(batches, lambda rows: bool(wanted[rows.start : rows.stop].any()))
+        forwards = [(turn, chunk) for turn in turns if turn.rows for chunk in chunks]
+        for number, (turn, chunk) in enumerate(forwards, 1):
+            total = loss(turn.rows, chunk, u, stats if turn.counts else UpdateStats())
+            policy.before_backward(last=number == len(forwards))
+            (total * scale.value / pairs if turn.counts else total * 0).backward()
         stats.watch.check()
         world.sum_gradients(policy.trainable().values())
         update = epoch * updates + u - scale.skipped
