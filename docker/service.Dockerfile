@@ -42,6 +42,7 @@ COPY services/reward_services /opt/flow-rewards/src/reward_services
 COPY docker/commands.sh /tmp/
 # HOME is /tmp, which stays writable when the root is not.
 RUN sh /tmp/commands.sh reward-serve=reward_services reward-score=reward_api.cli \
+      reward-gateway=reward_services.gateway \
     && useradd --uid 10001 --no-create-home --home-dir /tmp reward \
     && mkdir /weights && chown 10001:10001 /weights
 USER 10001:10001

@@ -54,7 +54,7 @@ def test_every_reward_has_a_stanza_an_image_and_its_gpu(services: dict[str, Any]
 def test_our_images_are_built_and_never_pulled(services: dict[str, Any]) -> None:
     # Without a policy, compose asks the public registry for the name before it builds.
     ours = {name for name, stanza in services.items() if "build" in stanza}
-    assert ours == REWARDS | {"gateway", "trainer"}
+    assert ours == REWARDS | {"gateway", "reward-gateway", "trainer"}
     assert all(services[name]["pull_policy"] == "never" for name in ours)
 
 

@@ -13,8 +13,17 @@ class PortError(OSError):
     """A port cannot be opened; the message names the flag and the way out."""
 
 
-def bind(open_port: Callable[[int], T], host: str, port: int, flag: str, *, next_free: bool) -> T:
-    """What `open_port(port)` gives, for the first port that it can open. Raises PortError."""
+def bind(
+    open_port: Callable[[int], T],
+    host: str,
+    port: int,
+    flag: str,
+    *,
+    next_free: bool,
+    can_do_without: bool = True,
+) -> T:
+    """What `open_port(port)` gives, for the first port that it can open. Raises PortError; its text
+    offers "none" and the next free port only to programs that know them (`can_do_without`)."""
     last = min(65535, port + _TRIES - 1) if next_free and port else port
     error: Exception | None = None
     for candidate in range(port, last + 1):
@@ -25,9 +34,10 @@ def bind(open_port: Callable[[int], T], host: str, port: int, flag: str, *, next
             if isinstance(caught, OSError) and caught.errno is None:
                 break
     tried = f"{host}:{port}" if last == port else f"{host}:{port} to {last}"
+    others = ", or none to do without, or add --next-free-port" if can_do_without else ""
     raise PortError(
         f"{flag}: cannot listen on {tried} ({_reason(error)}); choose another port with {flag}, "
-        f"{flag} 0 for any free one or {flag} none to do without, or add --next-free-port"
+        f"0 for any free one{others}"
     ) from error
 
 

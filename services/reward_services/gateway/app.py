@@ -10,8 +10,10 @@ from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import Field
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp
 
 from reward_api.batch import ScoreBatch
 from reward_api.errors import InvalidRequest, ItemsFailed, Overloaded, Reason, RewardError
@@ -23,7 +25,8 @@ from reward_services.chassis.http.call import check_encoding
 from reward_services.chassis.http.problems import plain_problem, problem_response
 from reward_services.dialects import unirl
 from reward_services.dialects.common import image_of, json_error, read_json
-from reward_services.gateway.cosmos import CosmosQueue, split_body
+from reward_services.gateway.cosmos import CosmosQueue, NotYet, split_body
+from reward_services.gateway.metrics import Counted, GatewayMetrics
 from reward_services.gateway.rewards import Asked, Rewards
 
 Answer = dict[str, Any] | list[Any]
@@ -42,7 +45,7 @@ class Bodies:
 
     def __init__(self, max_request_bytes: int, max_held_bytes: int) -> None:
         self._max_request, self._max_held = max_request_bytes, max_held_bytes
-        self._held = 0
+        self.held = 0
 
     async def handle(
         self, request: Request, answer: Callable[[memoryview], Awaitable[Answer]]
@@ -50,7 +53,7 @@ class Bodies:
         """Raises RewardError."""
         check_encoding(request.headers)
         size = expected_bytes(request.headers, self._max_request)
-        if self._held and self._held + size > self._max_held:
+        if self.held and self.held + size > self._max_held:
             raise Overloaded(
                 Reason.QUEUE_FULL, "the gateway holds all the bytes it may", retry_after_s=1.0
             )
@@ -59,31 +62,49 @@ class Bodies:
 
     def hold_for(self, work: Sequence[asyncio.Task[Any]], size: int) -> None:
         """Counts `size` bytes, which an answered request has left behind, until `work` has ended."""
-        self._held += size
+        self.held += size
         left = len(work)
 
         def ended(_: object) -> None:
             nonlocal left
             left -= 1
             if not left:
-                self._held -= size
+                self.held -= size
 
         for task in work:
             task.add_done_callback(ended)
 
     @contextmanager
     def _hold(self, size: int) -> Iterator[None]:
-        self._held += size
+        self.held += size
         try:
             yield
         finally:
-            self._held -= size
+            self.held -= size
 
 
-def create_app(rewards: Rewards, bodies: Bodies) -> FastAPI:
+ROUTES = frozenset(
+    {
+        *("/livez", "/readyz", "/health", "/metrics", "/rewards", "/score", "/v1/score"),
+        *("/api/reward/enqueue", "/api/reward/pull", "/api/reward/ping"),
+    }
+)
+
+
+def counted(app: ASGIApp, metrics: GatewayMetrics) -> ASGIApp:
+    """The app with its calls counted, refused ones too when `app` has the token's check in it."""
+    return Counted(app, metrics, ROUTES)
+
+
+def create_app(rewards: Rewards, bodies: Bodies, metrics: GatewayMetrics) -> FastAPI:
     app = FastAPI(title="reward gateway", version=__version__, docs_url=None, redoc_url=None)
     queue = CosmosQueue(rewards)
     app.state.queue = queue
+    metrics.watch(held=lambda: bodies.held, waiting=lambda: len(queue))
+
+    @app.get("/metrics")
+    async def exposition() -> Response:
+        return Response(metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
 
     @app.get("/livez")
     async def livez() -> dict[str, str]:
@@ -130,7 +151,7 @@ def _add_cosmos(app: FastAPI, bodies: Bodies, queue: CosmosQueue) -> None:
     @app.post("/api/reward/pull")
     async def pull(request: Request) -> Response:
         async def answer(body: memoryview) -> Answer:
-            return queue.pull(body)
+            return await queue.pull(body)
 
         request.state.answer = _cosmos_error
         return await bodies.handle(request, answer)
@@ -149,6 +170,7 @@ def _read_unirl(body: memoryview) -> tuple[unirl.ScoreBody, dict[str, list[int]]
     """The request, and by reward: which turns it is asked about, and what."""
     asked = read_json(unirl.ScoreBody, body)
     unirl.check_form(asked)
+    _check_pins(asked)
     by_reward: dict[str, list[int]] = {}
     for i, one in enumerate(asked.requests):
         for name in dict.fromkeys(one.required_rewards):
@@ -187,6 +209,17 @@ async def _unirl(rewards: Rewards, body: memoryview) -> Answer:
         "identities": [unirl.identity(one, _revision(one, batches)) for one in asked.requests],
         "protocol_version": unirl.PROTOCOL_VERSION,
     }
+
+
+def _check_pins(asked: unirl.ScoreBody) -> None:
+    """Raises InvalidRequest."""
+    for i, one in enumerate(asked.requests):
+        if one.scorer_version is not None:
+            raise InvalidRequest(
+                Reason.INVALID_REQUEST,
+                f"requests[{i}] pins scorer_version {one.scorer_version!r}: a gateway has several "
+                "scorers; leave expected_scorer_version out, or ask one service",
+            )
 
 
 def _revision(one: unirl.RewardRequest, batches: dict[str, ScoreBatch]) -> str:
@@ -240,8 +273,11 @@ async def _on_reward_error(request: Request, error: Exception) -> Response:
 
 
 def _cosmos_error(error: RewardError, _: object) -> Response:
-    """400 is all that its client knows."""
-    status = 400 if isinstance(error, (ItemsFailed, InvalidRequest)) else error.http_status
+    """Its client repeats 408, 425, 429 and 5xx, and ends the training on every other."""
+    if isinstance(error, NotYet):
+        status = 425
+    else:
+        status = 400 if isinstance(error, (ItemsFailed, InvalidRequest)) else error.http_status
     return JSONResponse({"message": str(error)}, status)
 
 

@@ -1,14 +1,16 @@
 """cosmos-rl's remote reward: POST /api/reward/enqueue, /pull and /ping.
 
-An enqueued batch is scored at once; its answer waits here, in this process, to be pulled. The client
-takes 400 for "not yet" and asks again, so that a failure stays a failure: its reason is in the message
-of every further 400, and no score ever comes.
+An enqueued batch is scored at once; its answer waits here, in this process, to be pulled. A pull waits
+some seconds for it, then says 425 "too early", which every version of the client repeats by itself. (The
+service of cosmos-rl says 400, on which the client of 0.4.7 and later raises, and its trainer ends.) A
+failed batch says 400 with the reason for good: a failure stays a failure, and no score ever comes.
 """
 
 from __future__ import annotations
 
 import asyncio
 import io
+import logging
 import math
 import time
 import uuid
@@ -23,14 +25,18 @@ from pydantic import Field
 
 from reward_api.batch import ScoreBatch
 from reward_api.callers.geneval import SUB_SCORES
-from reward_api.errors import InvalidRequest, Overloaded, Reason
+from reward_api.errors import InvalidRequest, Overloaded, Reason, RewardError
 from reward_services.dialects.common import Body, read_json
 from reward_services.gateway.rewards import Asked, Rewards
 
 MAX_TASKS = 256
 KEEP_S = 900.0
+WAIT_S = 5.0
+"""How long a pull waits; the client gives up on it after 10 s."""
 _MAX_HEADER_BYTES = 4 * 2**20
 _MAX_FORM_BYTES = 4096
+
+logger = logging.getLogger(__name__)
 
 # The names of a reward's scores in the answer, where they are not the reward's own.
 _KEYS = {"ocr": "ocr_reward"}
@@ -39,6 +45,10 @@ _GENEVAL_KEYS = {
     "gen_eval_reward": "official",
     "gen_eval_strict": "strict",
 }
+
+
+class NotYet(InvalidRequest):
+    """The batch is still being scored."""
 
 
 class EnqueueHeader(Body):
@@ -59,39 +69,52 @@ class _Task:
     input_info: Mapping[str, Any]
     started: float = field(default_factory=time.monotonic)
     finished: dict[str, float] = field(default_factory=dict)
+    pulled: set[str] = field(default_factory=set)
+
+    @property
+    def is_pulled(self) -> bool:
+        """Its caller has everything; it stays only for a pull that is sent again."""
+        return self.pulled == self.scores.keys()
 
 
 class CosmosQueue:
     """What was enqueued and may still be pulled; bounded in number and time."""
 
-    def __init__(self, rewards: Rewards, *, max_tasks: int = MAX_TASKS) -> None:
+    def __init__(
+        self, rewards: Rewards, *, max_tasks: int = MAX_TASKS, wait_s: float = WAIT_S
+    ) -> None:
         self._rewards = rewards
         self._max_tasks = max_tasks
+        self._wait_s = wait_s
         self._tasks: OrderedDict[str, _Task] = OrderedDict()
 
     def enqueue(self, header: EnqueueHeader, pixels: np.ndarray) -> str:
         """The id to pull with. Raises InvalidRequest, Overloaded."""
-        names = [name for name, weight in header.reward_fn.items() if weight > 0]
-        if not names:
-            raise _invalid("reward_fn names no reward with a weight above 0")
-        for name in names:
+        if not header.reward_fn:
+            raise _invalid("reward_fn names no reward")
+        # Whatever the weight: the client weights by itself, and pulls those with 0 and below too.
+        for name in header.reward_fn:
             self._rewards.check(name)
         asked = Asked(pixels, header.prompts, _metadata(header, len(pixels)))
-        self._forget_old()
+        self._make_room()
         if len(self._tasks) >= self._max_tasks:
             raise Overloaded(
                 Reason.QUEUE_FULL, f"{self._max_tasks} batches wait to be pulled", retry_after_s=5.0
             )
         task = _Task({}, {"batch_size": len(pixels), **header.input_info})
-        for name in names:
+        for name in header.reward_fn:
             task.scores[name] = asyncio.create_task(self._score(name, asked, task))
         key = uuid.uuid4().hex
         self._tasks[key] = task
         return key
 
-    def pull(self, form: memoryview) -> dict[str, Any]:
-        """The scores of one reward. Raises InvalidRequest while there are none, and for ever when
-        an item has failed."""
+    def __len__(self) -> int:
+        """Batches whose scores nobody has pulled yet."""
+        return sum(not task.is_pulled for task in self._tasks.values())
+
+    async def pull(self, form: memoryview) -> dict[str, Any]:
+        """The scores of one reward. Raises NotYet while there are none, InvalidRequest for what was
+        never enqueued, and for ever ItemsFailed when an item has failed."""
         if len(form) > _MAX_FORM_BYTES:
             raise _invalid(f"a form of {len(form)} bytes: send uuid and type")
         fields = parse_qs(bytes(form).decode("utf-8", "replace"))
@@ -102,9 +125,13 @@ class CosmosQueue:
         scores = task.scores.get(name)
         if scores is None:
             raise _invalid(f"batch {key} was not enqueued for the reward {name[:64]!r}")
+        await asyncio.wait([scores], timeout=self._wait_s)
         if not scores.done():
-            raise _invalid("not ready")
+            raise NotYet(Reason.INVALID_REQUEST, "not ready: ask again")
+        if scores.cancelled():
+            raise _invalid(f"batch {key} has been forgotten: it is too old")
         batch = scores.result().settle("raise")
+        task.pulled.add(name)
         return {
             "scores": _score_lists(name, batch),
             "type": name,
@@ -124,13 +151,27 @@ class CosmosQueue:
 
     async def _score(self, name: str, asked: Asked, task: _Task) -> ScoreBatch:
         try:
-            return (await self._rewards.score({name: asked}))[name]
+            batch = (await self._rewards.score({name: asked}))[name]
+        except RewardError as error:
+            logger.warning("a batch for %s failed: %s", name, error)
+            raise
         finally:
             task.finished[name] = time.monotonic() - task.started
+        # Its client shows no reason, so that this line is where a person finds it.
+        for index, failure in list(batch.errors.items())[:1]:
+            logger.warning(
+                "a batch for %s has %d of %d images without a score; image %d: %s",
+                *(name, len(batch.errors), len(batch.valid), index, failure),
+            )
+        return batch
 
-    def _forget_old(self) -> None:
+    def _make_room(self) -> None:
+        """Forgets what is too old and, when full, the oldest that has been pulled."""
         limit = time.monotonic() - KEEP_S
-        for key in [k for k, task in self._tasks.items() if task.started < limit]:
+        old = [key for key, task in self._tasks.items() if task.started < limit]
+        pulled = [key for key, task in self._tasks.items() if task.is_pulled]
+        spare = max(0, len(self._tasks) - self._max_tasks + 1)
+        for key in {*old, *pulled[:spare]}:
             for scores in self._tasks.pop(key).scores.values():
                 scores.cancel()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,9 +37,15 @@ class Rewards:
     """Clients by name. An alias is another name of a reward that is there."""
 
     def __init__(
-        self, clients: Mapping[str, AsyncRewardClient], aliases: Mapping[str, str] | None = None
+        self,
+        clients: Mapping[str, AsyncRewardClient],
+        aliases: Mapping[str, str] | None = None,
+        *,
+        on_batch: Callable[[str, ScoreBatch], None] = lambda name, batch: None,
     ) -> None:
+        """`on_batch` is told every batch with the reward's own name."""
         self._clients = dict(clients)
+        self._on_batch = on_batch
         named = {**KNOWN_ALIASES, **(aliases or {})}
         wrong = [a for a, name in (aliases or {}).items() if name not in self._clients]
         if wrong:
@@ -77,17 +83,19 @@ class Rewards:
         return dict(zip(asked, batches, strict=True))
 
     async def _score(self, name: str, asked: Asked) -> ScoreBatch:
-        client = self._clients[self._aliases.get(name, name)]
-        return await client.score(
+        own = self._aliases.get(name, name)
+        batch = await self._clients[own].score(
             asked.images,
             asked.prompts,
             asked.metadata,
             include_details=asked.include_details,
             on_error="nan",
         )
+        self._on_batch(own, batch)
+        return batch
 
     async def states(self) -> dict[str, str]:
-        """ "ready", or why not, by name."""
+        """ "ready", or why not, by name; an alias is as its reward."""
 
         async def state(client: AsyncRewardClient) -> str:
             try:
@@ -97,7 +105,8 @@ class Rewards:
             return "ready"
 
         found = await asyncio.gather(*(state(client) for client in self._clients.values()))
-        return dict(zip(self._clients, found, strict=True))
+        states = dict(zip(self._clients, found, strict=True))
+        return {**states, **{alias: states[name] for alias, name in self._aliases.items()}}
 
     async def close(self) -> None:
         for client in self._clients.values():

@@ -4,21 +4,18 @@ import asyncio
 import base64
 import io
 import json
-import subprocess
-import sys
 
 import httpx
 import numpy as np
 import pytest
 from PIL import Image as pillow
 
-from processes import environment
 from reward_api import AsyncRewardClient
 from reward_api.errors import ItemFailure, Reason
 from reward_api.testing import FakeReward
 from reward_api.wire.messages import ItemScore
-from reward_services.gateway.__main__ import main
-from reward_services.gateway.app import Bodies, create_app
+from reward_services.gateway.app import Bodies, counted, create_app
+from reward_services.gateway.metrics import GatewayMetrics
 from reward_services.gateway.rewards import Rewards
 
 PIXELS = np.random.default_rng(3).integers(0, 256, (3, 8, 6, 3), np.uint8)
@@ -56,12 +53,16 @@ def fakes():
 
 @pytest.fixture
 async def http(fakes):
+    metrics = GatewayMetrics()
     rewards = Rewards(
-        {n: AsyncRewardClient(transport=f) for n, f in fakes.items()}, {"p": "pickscore"}
+        {n: AsyncRewardClient(transport=f) for n, f in fakes.items()},
+        {"p": "pickscore"},
+        on_batch=metrics.observe_batch,
     )
-    app = create_app(rewards, Bodies(2**20, 2**21))
-    transport = httpx.ASGITransport(app)
+    app = create_app(rewards, Bodies(2**20, 2**21), metrics)
+    transport = httpx.ASGITransport(counted(app, metrics))
     async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
+        client.queue = app.state.queue
         yield client
     app.state.queue.close()
     await rewards.close()
@@ -110,8 +111,35 @@ async def test_names_and_health(http, fakes):
     fakes["ocr"].is_ready = False
     response = await http.get("/health")
     assert response.status_code == 503
-    assert response.json()["rewards"]["ocr"] == "loading"
-    assert response.json()["rewards"]["pickscore"] == "ready"
+    states = response.json()["rewards"]
+    assert states["ocr"] == "loading"
+    # UniRL's client wants each of its names here.
+    assert states["pickscore"] == states["p"] == states["unified_reward"] == "ready"
+
+
+async def test_a_pinned_scorer_is_refused_not_ignored(http):
+    body = {"requests": [_asked("a", TEXTS[0], ["pickscore"], scorer_version="p1")]}
+    response = await http.post("/score", json=body)
+    assert response.status_code == 400
+    assert "leave expected_scorer_version out" in response.json()["error"]
+
+
+async def test_metrics(http):
+    body = {"requests": [_asked("broken", TEXTS[0], ["p"]), _asked("a", TEXTS[1], ["ocr"])]}
+    await http.post("/score", json=body)
+    await http.post("/score", content=b"{")
+    await http.get("/nope/123")
+    text = (await http.get("/metrics")).text
+    for line in (
+        'reward_gateway_requests_total{code="200",route="/score"} 1.0',
+        'reward_gateway_requests_total{code="400",route="/score"} 1.0',
+        'reward_gateway_requests_total{code="404",route="other"} 1.0',
+        'reward_gateway_items_total{outcome="error",reward="pickscore"} 1.0',
+        'reward_gateway_items_total{outcome="score",reward="ocr"} 1.0',
+        'reward_gateway_item_errors_total{reason="MODEL_ERROR",reward="pickscore"} 1.0',
+        "reward_gateway_held_bytes 0.0",
+    ):
+        assert line in text, line
 
 
 async def test_unknown_rewards_and_reference_images_are_named(http):
@@ -161,20 +189,12 @@ def _enqueued(pixels=PIXELS, **fields):
 
 
 async def _pulled(http, key, name):
-    for _ in range(500):
-        response = await http.post("/api/reward/pull", data={"uuid": key, "type": name})
-        if (
-            response.status_code == 200
-            or response.json()["message"] != "INVALID_REQUEST: not ready"
-        ):
-            return response
-        await asyncio.sleep(0.01)
-    raise AssertionError("never ready")
+    return await http.post("/api/reward/pull", data={"uuid": key, "type": name})
 
 
 async def test_cosmos(http):
     body = _enqueued(
-        reward_fn={"ocr": 1.0, "pickscore": 0.5, "unified_reward": 0, "gen_eval": 1.0},
+        reward_fn={"ocr": 1.0, "pickscore": -0.5, "unified_reward": 0, "gen_eval": 1.0},
         geneval_tags=["colors"] * 3,
         geneval_includes=[[{"class": "cat", "count": 1}]] * 3,
     )
@@ -189,9 +209,11 @@ async def test_cosmos(http):
         "gen_eval_reward": [1.0] * 3,
         "gen_eval_strict": [0.0] * 3,
     }
-    skipped = await _pulled(http, key, "unified_reward")
-    assert skipped.status_code == 400
-    assert "was not enqueued for" in skipped.json()["message"]
+    unweighted = await _pulled(http, key, "unified_reward")
+    assert unweighted.json()["scores"] == {"unified_reward": [3.0] * 3}
+    other = await _pulled(http, key, "hps")
+    assert other.status_code == 400
+    assert "was not enqueued for" in other.json()["message"]
     assert (await http.post("/api/reward/ping", data={"info_data": "x"})).json()["message"]
 
 
@@ -221,10 +243,40 @@ async def test_a_failed_item_never_becomes_a_number_for_cosmos(http):
         assert "item 1: told to fail" in response.json()["message"]
 
 
+async def test_a_pull_that_comes_too_early_is_one_that_cosmos_repeats(http, fakes):
+    """425; on 400 its client raises, and on nothing at all it gives up after ten seconds."""
+    fakes["ocr"].delay_s = 60
+    queue = http.queue
+    queue._wait_s = 0.01
+    key = (await http.post("/api/reward/enqueue", content=_enqueued())).json()["uuid"]
+    assert (await _pulled(http, key, "ocr")).status_code == 425
+    queue.close()
+    await asyncio.sleep(0)
+    assert "too old" in (await _pulled(http, key, "ocr")).json()["message"]
+
+
+async def test_what_was_pulled_makes_room_and_what_was_not_does_not(http):
+    queue = http.queue
+    queue._max_tasks = 2
+    keys = []
+    for _ in range(3):
+        answer = await http.post("/api/reward/enqueue", content=_enqueued())
+        keys.append(answer.json()["uuid"])
+        for _ in range(2):  # a pull whose answer was lost is sent again
+            assert (await _pulled(http, keys[-1], "ocr")).status_code == 200
+    assert "never enqueued" in (await _pulled(http, keys[0], "ocr")).json()["message"]
+    for _ in range(2):
+        assert (await http.post("/api/reward/enqueue", content=_enqueued())).status_code == 200
+    full = await http.post("/api/reward/enqueue", content=_enqueued())
+    assert full.status_code == 429
+    assert "2 batches wait to be pulled" in full.json()["message"]
+    assert "reward_gateway_waiting_batches 2.0" in (await http.get("/metrics")).text
+
+
 BAD = [
     (b"no line of json", "one line of JSON"),
     (_enqueued(prompts=["a"]), "1 prompts for 3 images"),
-    (_enqueued(reward_fn={"ocr": 0}), "no reward with a weight"),
+    (_enqueued(reward_fn={}), "reward_fn names no reward"),
     (_enqueued(reward_fn={"nope": 1}), "there is no reward"),
     (_enqueued(media_type="video"), "images are scored here"),
     (_enqueued(PIXELS.astype(np.float32)), "send uint8"),
@@ -250,56 +302,3 @@ async def test_limits(http):
     assert "Content-Encoding is 'gzip'" in response.json()["error"]
     response = await http.get("/nope")
     assert (response.status_code, "/nope" in response.json()["error"]) == (404, True)
-
-
-# the command
-
-MISTAKES = [
-    ([], "--reward"),
-    (["--reward", "http://a:1"], "expected NAME=URL"),
-    (["--reward", "a=b"], "expected http://host:port"),
-    (["--reward", "a=http://a:1", "--reward", "a=http://b:1"], "same name"),
-    (["--reward", "a=http://a:1", "--alias", "x"], "expected ALIAS=NAME"),
-    (["--reward", "a=http://a:1", "--alias", "x=b"], "there is no reward of this name"),
-    (["--reward", "a=http://a:1", "--host", "0.0.0.0"], "--token-file"),
-    (["--reward", "a=http://a:1", "--http-port", "70000"], "--http-port"),
-    (["--reward", "a=http://a:1", "--timeout", "nan"], "--timeout"),
-    (["--reward", "a=http://a:1", "--token-file", "missing"], "--token-file missing"),
-]
-
-
-@pytest.mark.parametrize(("arguments", "message"), MISTAKES)
-def test_mistakes(arguments, message, capsys):
-    with pytest.raises(SystemExit) as caught:
-        main(arguments)
-    assert caught.value.code == 2
-    assert message in capsys.readouterr().err
-
-
-@pytest.mark.system
-def test_the_command(tmp_path):
-    (tmp_path / "token").write_text("secret")
-    flags = ["--reward", "ocr=http://127.0.0.1:1", "--http-port", "0", "--token-file", "token"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "reward_services.gateway", *flags, "--timeout", "0.5"],
-        env=environment(),
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    try:
-        url = process.stdout.readline().split()[1]
-        with httpx.Client(base_url=url, trust_env=False, timeout=30) as client:
-            assert client.get("/livez").status_code == 200
-            assert client.get("/rewards").status_code == 401
-            client.auth = ("any", "secret")
-            assert client.get("/rewards").json() == {"rewards": ["ocr"]}
-            body = {"requests": [_asked("a", TEXTS[0], ["ocr"])]}
-            answer = client.post("/score", json=body).json()
-            assert answer["results"] == [{}]
-            assert "CONNECTION" in answer["errors"][0]["ocr"]
-    finally:
-        process.terminate()
-        assert process.wait(30) == 0
-        process.stdout.close()

@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import ssl
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from reward_services.chassis.auth import TokenCheck
 from reward_services.chassis.http.problems import is_foreign, problem_response
-from reward_services.chassis.settings import ServiceSettings
 
 # Probes carry no token and learn nothing but "alive" and "ready".
 _OPEN_PATHS = frozenset({"/livez", "/readyz"})
 # The page is the same for everybody; what it calls asks for the token.
 _PAGE_PATH, _PAGE_METHODS = "/", frozenset({"GET", "HEAD"})
+
+
+class TlsFiles(Protocol):
+    """Settings with the PEM files of a port, or None."""
+
+    @property
+    def tls_cert_file(self) -> Path | None: ...
+    @property
+    def tls_key_file(self) -> Path | None: ...
+    @property
+    def tls_client_ca_file(self) -> Path | None: ...
 
 
 class HttpAuth:
@@ -40,7 +51,7 @@ def _is_open(scope: Scope) -> bool:
     return path in _OPEN_PATHS or (path == _PAGE_PATH and scope["method"] in _PAGE_METHODS)
 
 
-def uvicorn_tls(settings: ServiceSettings) -> dict[str, Any]:
+def uvicorn_tls(settings: TlsFiles) -> dict[str, Any]:
     if settings.tls_cert_file is None:
         return {}
     client_ca = settings.tls_client_ca_file
