@@ -334,3 +334,17 @@ def test_a_folder_holds_one_set_in_one_size(
     assert curate("--dry-run", "--limit", "3") == 0
     assert curate("--dry-run", "--resolution", "8") == 2
     assert "pass another --out" in capsys.readouterr().err
+
+
+def test_an_out_folder_of_somebody_else_is_left_alone(
+    curate: Curate, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    theirs = tmp_path / "out" / "data" / "train" / "mine.png"
+    theirs.parent.mkdir(parents=True)
+    draw(90, 1).save(theirs)
+    assert curate() == 2
+    assert "no curation made it: pass another --out" in capsys.readouterr().err
+    assert curate("--out", str(photos / "curated")) == 2
+    assert "lies in the source" in capsys.readouterr().err
+    assert theirs.exists()
+    assert not (photos / "curated" / "curation.json").exists()

@@ -116,6 +116,7 @@ def _check_identity(request: Request) -> None:
     }
     path = request.out / "curation.json"
     if not path.exists():
+        _check_free(request)
         path.write_text(json.dumps(own, indent=2) + "\n", encoding="utf-8")
         return
     known = json.loads(path.read_text(encoding="utf-8"))
@@ -124,6 +125,20 @@ def _check_identity(request: Request) -> None:
         raise ConfigError(
             f"{request.out} holds a curation with {key} {known.get(key)}, not {own[key]}: pass another "
             "--out"
+        )
+
+
+def _check_free(request: Request) -> None:
+    """What a curation clears in OUT/data is its own, and what it writes is not read again as its source.
+    Raises ConfigError."""
+    if (request.out / "data").exists():
+        raise ConfigError(
+            f"{request.out / 'data'} is there already, and no curation made it: pass another --out"
+        )
+    source, out = Path(request.source).resolve(), request.out.resolve()
+    if not request.source.startswith(HUB) and out.is_relative_to(source):
+        raise ConfigError(
+            f"--out {request.out} lies in the source, which would be read with it: pass another --out"
         )
 
 
