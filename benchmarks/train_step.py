@@ -46,6 +46,7 @@ from flow_trainer.loop.updates.trajectory import update_policy
 from flow_trainer.models.diffusers_policy import DiffusersPolicy
 from flow_trainer.models.families import FAMILIES
 from flow_trainer.models.families.family import Family
+from flow_trainer.models.kernels import compile_blocks
 from flow_trainer.models.policy import Work
 from flow_trainer.recipe import Recipe, load_recipe
 from flow_trainer.recipe.prompts import Prompt
@@ -130,6 +131,10 @@ class Bench:
             updated,
             peak_memory_gb(self.device),
         )
+
+    def compile(self) -> None:
+        """Blocks from now on, each at its next call."""
+        compile_blocks(self._pipeline.transformer)
 
     def sample(self, on_images: Any) -> Trajectories:
         indices = range(len(self._prompts))

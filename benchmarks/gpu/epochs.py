@@ -7,14 +7,16 @@ from environment import device
 from step import Write
 
 from flow_trainer.models.architectures import inspect
+from flow_trainer.models.kernels import compiles
 from flow_trainer.models.memory import memory
 from flow_trainer.record.throughput import peak_flops, speed
 
 SIZES = {
     "sampling.prompts_per_epoch": 2,
     "sampling.group_size": 8,
+    "model.compile": "false",
 }
-"""Of an epoch: two updates of a micro-batch each."""
+"""Of an epoch: two updates of a micro-batch each. Blocks are compiled last: that may take a minute."""
 SHRUNK = {
     "sampling.group_size": 2,
     "sampling.micro_batch": 2,
@@ -39,8 +41,9 @@ def epoch(name: str, shrunk: bool, write: Write) -> None:
     encoders = estimate.text_encoders * estimate.encoders_stay
     peak = peak_flops(bench.device, recipe.model.dtype)
     found: dict = {"estimate_gb": round((estimate.training_peak - encoders) / 1e9, 1)}
-    bench.epoch(official=False, reward_s=0.0)  # the first does not count
-    for way, official in ((train_step.HERE, False), (train_step.OFFICIAL, True)):
+    write(found)
+
+    def measure(way: str, *, official: bool = False) -> None:
         took = bench.epoch(official=official, reward_s=0.0)
         found[way] = {
             "peak_gb": round(took.peak_memory_gb, 2),
@@ -49,6 +52,14 @@ def epoch(name: str, shrunk: bool, write: Write) -> None:
             "images_per_second": images / took.total_s,
         }
         write(found)
+
+    bench.epoch(official=False, reward_s=0.0)  # the first does not count
+    measure(train_step.HERE)
+    measure(train_step.OFFICIAL, official=True)
+    if compiles(recipe.model.model_copy(update={"compile": "auto"}), bench.device):
+        bench.compile()
+        found["compiling_s"] = round(bench.epoch(official=False, reward_s=0.0).total_s, 1)
+        measure("here, compiled")
 
 
 def _rates(work, images: int, seconds: float, peak: float | None) -> dict[str, float]:
