@@ -3,7 +3,7 @@ trained on with weights. Online SFT, reward-weighted regression and Flow-DPO."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,8 +16,10 @@ from flow_trainer.algorithm.objectives.dpo import best_and_worst, dpo_objective
 from flow_trainer.algorithm.objectives.orw import reward_weights
 from flow_trainer.algorithm.objectives.sft import best_of_group, mean_square, sft_objective
 from flow_trainer.algorithm.trajectory import Trajectories
+from flow_trainer.loop.ahead import Ahead
 from flow_trainer.loop.updates.descend import UpdateStats, descend
 from flow_trainer.loop.updates.loss_scale import LossScale
+from flow_trainer.loop.updates.replay import step_chunks
 from flow_trainer.models.conditioning import Rows
 from flow_trainer.models.policy import Policy
 from flow_trainer.parallel.world import ALONE, World
@@ -98,10 +100,21 @@ def update_chosen(
         values, used = advantages.values[share], advantages.used[share]
         weights[share] = WEIGHTS[recipe.update.objective](recipe, values, used)
 
+    steps = list(range(recipe.forward_steps))
+    chunks = [tuple(chunk) for chunk in step_chunks(steps, recipe.update.steps_per_forward)]
+
+    def draw(key: tuple[tuple[int, ...], tuple[int, ...]]) -> tuple[Tensor]:
+        keys = _keys(recipe, samples, key[0])
+        noise = forward_noise(recipe.seed, epoch, keys, policy.latent_shape, key[1])
+        return (noise.flatten(0, 1),)
+
     def loss(rows: range, offsets: list[int], update: int, stats: UpdateStats) -> Tensor:
         # a rank that only keeps step with the others may have none: it takes one, of weight 0
         chosen = [row for row in rows if weights.view(-1)[row] != 0] or [rows.start]
-        step = _noised(policy, recipe, epoch, samples, conditioning, chosen, offsets)
+        left = chunks[chunks.index(tuple(offsets)) + 1 :]
+        following = [(tuple(chosen), chunk) for chunk in left]
+        (noise,) = ahead.get((tuple(chosen), tuple(offsets)), following)
+        step = _noised(policy, recipe, epoch, samples, conditioning, chosen, offsets, noise)
         weight = weights.view(-1)[chosen].to(step.v).repeat_interleave(len(offsets))
         objective, diagnostics = OBJECTIVES[recipe.update.objective](recipe, step, weight)
         if recipe.update.beta > 0:
@@ -115,9 +128,11 @@ def update_chosen(
         stats.add({**diagnostics, "loss": objective.detach()}, len(objective))
         return factor * objective.sum()
 
-    steps = list(range(recipe.forward_steps))
     wanted = weights.view(-1)
-    descend(policy, optimizer, ema, recipe, epoch, steps, wanted, loss, stats, choose, world, scale)
+    with Ahead(draw, policy.device) as ahead:
+        descend(
+            policy, optimizer, ema, recipe, epoch, steps, wanted, loss, stats, choose, world, scale
+        )
     if stats.updates:
         old.update(stats.updates)
     return stats
@@ -131,16 +146,12 @@ def _noised(
     conditioning: Rows,
     rows: list[int],
     offsets: list[int],
+    noise: Tensor,
 ) -> Noised:
-    """Rows at their noise levels number `offsets`, sample-major."""
+    """Rows at their noise levels number `offsets`, sample-major, with this noise."""
     repeat, device = len(offsets), samples.x_0.device
-    places = [samples.at(range(row, row + 1)).start for row in rows]
-    keys = [samples.keys[place] for place in places]
-    if recipe.update.whole_groups:
-        keys = [(prompt, 0) for prompt, _ in keys]  # a pair has one noise and one order of levels
-    x_0 = samples.x_0[places].repeat_interleave(repeat, 0)
-    noise = forward_noise(recipe.seed, epoch, keys, policy.latent_shape, offsets)
-    noise = noise.flatten(0, 1).to(device)
+    keys = _keys(recipe, samples, rows)
+    x_0 = samples.x_0[_places(samples, rows)].repeat_interleave(repeat, 0)
     steps = forward_steps(recipe.seed, epoch, keys, recipe.sampling.num_steps)[:, offsets]
     sigma = samples.sigmas[steps.flatten().to(device)]
     column = sigma.view(-1, *[1] * (x_0.ndim - 1))
@@ -156,3 +167,15 @@ def _noised(
         (prompt - prompts[0]) * repeat + level for prompt in prompts for level in range(repeat)
     ]
     return Noised(v, v_ref, noise - x_0, torch.tensor(pairs, device=device))
+
+
+def _places(samples: Trajectories, rows: Sequence[int]) -> list[int]:
+    return [samples.at(range(row, row + 1)).start for row in rows]
+
+
+def _keys(recipe: Recipe, samples: Trajectories, rows: Sequence[int]) -> list[tuple[int, int]]:
+    """What the noise of these rows depends on."""
+    keys = [samples.keys[place] for place in _places(samples, rows)]
+    if recipe.update.whole_groups:
+        return [(prompt, 0) for prompt, _ in keys]  # a pair has one noise and one order of levels
+    return keys
