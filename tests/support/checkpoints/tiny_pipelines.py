@@ -19,9 +19,17 @@ MODELS: dict[str, dict[str, Any]] = {
     "sd3": {"guidance": 4.5, "max_sequence_length": 0},
     "flux": {"guidance": 3.5, "max_sequence_length": 8},
     "qwen_image": {"guidance": 4.0, "max_sequence_length": 400},
+    "z_image": {"guidance": 5.0, "max_sequence_length": 80},
+    "flux2_klein": {"guidance": 4.0, "max_sequence_length": 80},
 }
 """[model] of a recipe for each family, less its path. Qwen-Image's prompt comes after a template of
-213 of these tokens, so fewer would never reach it."""
+213 of these tokens, that of Z-Image and FLUX.2 after 17, so fewer would never reach it."""
+CHAT = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)
+"""The template of Qwen3's tokenizer, as far as a prompt needs it."""
 
 
 def build(family: str, folder: Path) -> Path:
@@ -115,17 +123,11 @@ def _qwen_image(folder: Path) -> Any:
         QwenImagePipeline,
         QwenImageTransformer2DModel,
     )
-    from transformers import (
-        Qwen2_5_VLConfig,
-        Qwen2_5_VLForConditionalGeneration,
-        Qwen2Tokenizer,
-    )
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-    # one token per byte of the prompt's template: "Ġ" and "Ċ" are the byte-level space and newline
-    characters = [*string.printable.strip(), "Ġ", "Ċ"]
-    vocab = {c: i for i, c in enumerate(["<|endoftext|>", *characters])}
+    tokenizer = _qwen_tokenizer()
     text = {
-        "vocab_size": len(vocab),
+        "vocab_size": len(tokenizer),
         "hidden_size": 16,
         "intermediate_size": 16,
         "num_hidden_layers": 1,
@@ -176,7 +178,75 @@ def _qwen_image(folder: Path) -> Any:
         text_encoder=Qwen2_5_VLForConditionalGeneration(
             Qwen2_5_VLConfig(text_config=text, vision_config=vision)
         ),
-        tokenizer=Qwen2Tokenizer(vocab=vocab, merges=[]),
+        tokenizer=tokenizer,
+    )
+
+
+def _z_image(folder: Path) -> Any:
+    from diffusers import (
+        FlowMatchEulerDiscreteScheduler,
+        ZImagePipeline,
+        ZImageTransformer2DModel,
+    )
+    from transformers import Qwen3Model
+
+    tokenizer = _qwen_tokenizer(chat_template=CHAT)
+    return ZImagePipeline(
+        transformer=ZImageTransformer2DModel(
+            in_channels=4,
+            dim=16,
+            n_layers=2,
+            n_refiner_layers=1,
+            n_heads=2,
+            n_kv_heads=2,
+            cap_feat_dim=8,
+            axes_dims=[4, 2, 2],
+            axes_lens=[256, 64, 64],
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=6.0),
+        vae=_vae(shift_factor=0.1, scaling_factor=0.4),
+        text_encoder=Qwen3Model(_qwen3_config(len(tokenizer), layers=2)),
+        tokenizer=tokenizer,
+    )
+
+
+def _flux2_klein(folder: Path) -> Any:
+    from diffusers import (
+        AutoencoderKLFlux2,
+        FlowMatchEulerDiscreteScheduler,
+        Flux2KleinPipeline,
+        Flux2Transformer2DModel,
+    )
+    from transformers import Qwen3ForCausalLM
+
+    tokenizer = _qwen_tokenizer(chat_template=CHAT)
+    vae = AutoencoderKLFlux2(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 8),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=4,
+        mid_block_add_attention=False,
+    )
+    vae.bn.running_mean.normal_()
+    vae.bn.running_var.uniform_(0.5, 2.0)
+    return Flux2KleinPipeline(
+        transformer=Flux2Transformer2DModel(
+            in_channels=16,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            joint_attention_dim=3 * 8,
+            axes_dims_rope=(2, 2, 2, 2),
+            guidance_embeds=False,
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
+        vae=vae,
+        # what layers 9, 18 and 27 give is the text
+        text_encoder=Qwen3ForCausalLM(_qwen3_config(len(tokenizer), layers=28)),
+        tokenizer=tokenizer,
     )
 
 
@@ -191,10 +261,12 @@ BUILDERS: dict[str, Callable[[Path], Any]] = {
     "sd3_published_latents": _sd3_published_latents,
     "flux": _flux,
     "qwen_image": _qwen_image,
+    "z_image": _z_image,
+    "flux2_klein": _flux2_klein,
 }
 
 
-def _vae(channels: int = 4) -> Any:
+def _vae(channels: int = 4, shift_factor: float = 0.0, scaling_factor: float = 1.0) -> Any:
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
@@ -207,8 +279,34 @@ def _vae(channels: int = 4) -> Any:
         mid_block_add_attention=False,
         use_quant_conv=False,
         use_post_quant_conv=False,
-        shift_factor=0.0,
-        scaling_factor=1.0,
+        shift_factor=shift_factor,
+        scaling_factor=scaling_factor,
+    )
+
+
+def _qwen_tokenizer(**options: Any) -> Any:
+    """One token per byte of what templates and prompts hold: "Ġ" and "Ċ" are the byte-level space and
+    newline."""
+    from transformers import Qwen2Tokenizer
+
+    tokens = ["<|endoftext|>", *string.printable.strip(), "Ġ", "Ċ"]
+    return Qwen2Tokenizer(vocab={c: i for i, c in enumerate(tokens)}, merges=[], **options)
+
+
+def _qwen3_config(vocab_size: int, layers: int) -> Any:
+    from transformers import Qwen3Config
+
+    return Qwen3Config(
+        vocab_size=vocab_size,
+        hidden_size=8,
+        intermediate_size=16,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=4,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=0,
     )
 
 

@@ -62,7 +62,7 @@ def velocity(policy: Policy, *, grad: bool = False) -> torch.Tensor:
         return policy.velocity(x, sigma, policy.encode(["red", "blue"]))
 
 
-@pytest.mark.parametrize("family", ["sd3", "flux", "qwen_image"])
+@pytest.mark.parametrize("family", list(MODELS))
 def test_attention_kernels_agree_and_are_really_used(
     load_tiny: LoadTiny, family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -83,7 +83,7 @@ def test_attention_kernels_agree_and_are_really_used(
     found.sum().backward()
     assert len(calls) == 2 * forward  # checkpointing repeats them
     assert not any(calls)
-    torch.testing.assert_close(found.detach(), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found.detach(), expected, atol=1e-4, rtol=1e-4)
     calls.clear()
     velocity(plain)
     assert all(calls), "the choice belongs to one model"
@@ -109,16 +109,17 @@ def test_native_leaves_the_model_alone() -> None:
     "ignore:The .grad attribute of a Tensor:UserWarning"
 )  # Dynamo looks at it
 @pytest.mark.timeout(300)
+@pytest.mark.parametrize("family", ["flux", "flux2_klein"])
 def test_compiled_blocks_serve_rollout_and_replay(
-    load_tiny: LoadTiny, monkeypatch: pytest.MonkeyPatch
+    load_tiny: LoadTiny, monkeypatch: pytest.MonkeyPatch, family: str
 ) -> None:
     from torch._dynamo.utils import counters
 
-    plain = load_tiny("flux")
+    plain = load_tiny(family)
     compile_blocks(nn.ModuleDict({"blocks": nn.ModuleList([nn.Linear(1, 1)])}))  # options are known
     # traced and differentiated as ever, but without minutes of a C++ compiler
     monkeypatch.setattr(kernels, "COMPILE", {"dynamic": False, "backend": "aot_eager"})
-    policy = load_tiny("flux", compile=True)
+    policy = load_tiny(family, compile=True)
     assert policy.trainable().keys() == plain.trainable().keys()
     counters.clear()
     sampled, replayed = velocity(policy), velocity(policy, grad=True)
@@ -140,6 +141,7 @@ def test_auto_compiles_on_a_gpu_with_a_compiler(monkeypatch: pytest.MonkeyPatch)
     assert compiles(sd3, cuda)
     assert not compiles(Model(path="m", compile=False), cuda)
     assert not compiles(Model(path="m", family="qwen_image"), cuda)
+    assert not compiles(Model(path="m", family="z_image"), cuda)
     monkeypatch.setattr(kernels, "has_compiler", lambda: False)
     assert not compiles(sd3, cuda)
 

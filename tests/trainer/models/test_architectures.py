@@ -28,6 +28,23 @@ STREAMS = 8  # q, k, v, out of the image and of the text stream
             19 * (STREAMS + 4) + 38 * 3,
         ),
         ("Qwen/Qwen-Image", "qwen_image", 64, 20_430_401_088, 60, 60 * (STREAMS + 4)),
+        ("Tongyi-MAI/Z-Image", "z_image", 64, 6_154_908_736, 30 + 2 + 2, 34 * 7),
+        (
+            "black-forest-labs/FLUX.2-klein-base-4B",
+            "flux2_klein",
+            64,
+            3_875_544_576,
+            5 + 20,
+            5 * (STREAMS + 4) + 20,
+        ),
+        (
+            "black-forest-labs/FLUX.2-klein-base-9B",
+            "flux2_klein",
+            64,
+            9_078_581_248,
+            8 + 24,
+            8 * (STREAMS + 4) + 24,
+        ),
     ],
 )
 def test_full_size(
@@ -39,7 +56,8 @@ def test_full_size(
     assert found.blocks == blocks
     assert len(found.lora_modules) == modules
     assert not any("attn2" in name or "norm" in name for name in found.lora_modules)
-    assert "transformer_blocks.0.attn.to_out.0" in found.lora_modules
+    first = "layers.0.attention" if family == "z_image" else "transformer_blocks.0.attn"
+    assert f"{first}.to_out.0" in found.lora_modules
     assert 0 < found.lora_parameters < 0.03 * parameters
 
 

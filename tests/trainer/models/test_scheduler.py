@@ -56,8 +56,9 @@ def scheduler(folder: Path) -> Any:
     path.write_text(before)
 
 
-def load(data: dict[str, Any], family: str, folder: Path) -> DiffusersPolicy:
+def load(data: dict[str, Any], family: str, folder: Path, **changes: Any) -> DiffusersPolicy:
     model = {"family": family, "path": str(folder), "height": 8, "width": 8, **MODELS[family]}
+    model |= changes
     recipe = parse_recipe({**data, "model": {**model, "lora_rank": 2}})
     policy = load_policy(recipe.model, CPU, with_reference=False)
     assert isinstance(policy, DiffusersPolicy)
@@ -70,7 +71,7 @@ def stock_sigmas(policy: DiffusersPolicy, family: str, folder: Path, num_steps: 
     pipeline = policy._family.pipeline_class.from_pretrained(folder, **options)
     pipeline.set_progress_bar_config(disable=True)
     pipeline(
-        ["red"],
+        prompt=["red"],
         height=8,
         width=8,
         num_inference_steps=num_steps,
@@ -120,6 +121,33 @@ def test_another_scheduler_is_refused(
 def test_another_pipeline_is_refused(pipeline_folder: Path, recipe_data: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"StableDiffusion3Pipeline.*model\.family = flux"):
         load(recipe_data, "flux", pipeline_folder)
+
+
+def test_guidance_of_a_distilled_checkpoint_is_refused(
+    recipe_data: dict[str, Any], tmp_path: Path
+) -> None:
+    folder = build("flux2_klein", tmp_path)
+    index = folder / "model_index.json"
+    index.write_text(json.dumps({**json.loads(index.read_text()), "is_distilled": True}))
+    with pytest.raises(ConfigError, match=r"model\.guidance = 4: .* is distilled"):
+        load(recipe_data, "flux2_klein", folder)
+    load(recipe_data, "flux2_klein", folder, guidance=1.0)
+
+
+def test_what_is_beyond_the_positions_of_z_image_is_refused(
+    recipe_data: dict[str, Any], tmp_path: Path
+) -> None:
+    folder = build("z_image", tmp_path)
+    for values, message in (
+        ({"max_sequence_length": 225}, r"max_sequence_length = 225: .* at most 224 text tokens"),
+        ({"width": 512}, r"512: .* at most 256x256 pixels"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            load(recipe_data, "z_image", folder, **values)
+    policy = load(recipe_data, "z_image", folder, max_sequence_length=224)
+    longest = policy.encode(["a" * 300])
+    assert longest.tokens.shape[1] == 224
+    policy.velocity(torch.randn(1, *policy.latent_shape), torch.ones(1), longest)
 
 
 def test_a_size_beyond_the_positions_is_refused(recipe_data: dict[str, Any]) -> None:

@@ -47,7 +47,7 @@ def test_flops_are_those_of_the_layers(tmp_path: Path) -> None:
     text = conditioning.tokens.shape[1]
     attention = 2 * 4 * (4 + text) ** 2 * 16  # blocks, tokens, width
     flops = forward_flops(
-        type(transformer), transformer.config, FLUX.velocity, config, policy.latent_shape, text
+        type(transformer), transformer.config, FLUX, config, policy.latent_shape, text
     )
     assert flops == sum(seen) + attention
     work = policy.take_work()
@@ -57,7 +57,7 @@ def test_flops_are_those_of_the_layers(tmp_path: Path) -> None:
         forward_flops,
         type(transformer),
         transformer.config,
-        FLUX.velocity,
+        FLUX,
         config,
         policy.latent_shape,
     )
@@ -65,6 +65,23 @@ def test_flops_are_those_of_the_layers(tmp_path: Path) -> None:
     assert [learned(n) for n in (3, 8, 5)] == [of_length(n) for n in (3, 8, 5)]
     assert learned(300) == pytest.approx(of_length(300), rel=1e-12)
     assert len(learned._known) == 3
+
+
+def test_texts_are_counted_as_the_transformer_fills_them(tmp_path: Path) -> None:
+    config = Model(family="z_image", path=str(build("z_image", tmp_path)), height=8, width=8)
+    policy: Any = load_policy(config, CPU, with_reference=False)
+    transformer = policy._tuning.transformer
+    of_length = partial(
+        forward_flops,
+        type(transformer),
+        transformer.config,
+        policy._family,
+        config,
+        policy.latent_shape,
+    )
+    assert of_length(40) == of_length(64) > of_length(32)
+    policy._flops(40), policy._flops(41), policy._flops(63)
+    assert policy._flops(150) == of_length(150)
 
 
 @pytest.mark.parametrize("guidance", [1.0, 4.5])

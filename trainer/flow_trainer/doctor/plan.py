@@ -49,7 +49,7 @@ VAE = {
     "shift_factor": 0.06,
     "scaling_factor": 1.5,
 }
-"""Of SD3 and FLUX.1; the last two do not matter here."""
+"""Of SD3, FLUX.1 and Z-Image; the last two do not matter here."""
 COUNTS = ("launches", "bytes", "flops")
 
 
@@ -263,34 +263,37 @@ def _fake_policy(recipe: Recipe, ledger: Ledger, blocks: int | None) -> Diffuser
 
     m = recipe.model
     found = transformer_config(m.path)
-    if found is None or m.family not in ("sd3", "flux"):
+    if found is None or m.family == "qwen_image":
         raise ConfigError(
             f"no fake run for model.path = {m.path!r}: its parts are not on record; those of "
-            "SD3.5 and FLUX.1-dev are"
+            "SD3.5, FLUX.1-dev, FLUX.2-klein and Z-Image are"
         )
     name, config = found
     if blocks is not None:
-        lists = ("num_layers", "num_single_layers")
+        lists = ("num_layers", "num_single_layers", "n_layers")
         config = {**config, **{key: blocks for key in lists if key in config}}
     family = importlib.import_module(FAMILIES[m.family]).FAMILY
     dtype = getattr(torch, m.dtype)
     shift: dict[str, Any] = {"shift": 3.0}
-    if m.family == "flux":
+    if m.family in ("flux", "flux2_klein"):
         shift |= {"use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15}
     pipeline = SimpleNamespace(
         transformer=_fake(getattr(diffusers, name), config, dtype, ledger.device),
-        vae=_fake(diffusers.AutoencoderKL, VAE, torch.float32, ledger.device),
+        vae=_fake(*_vae(m.family), torch.float32, ledger.device),
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(**shift),
         vae_scale_factor=8,
         to=lambda device: None,
         **dict.fromkeys(family.text_encoders, torch.nn.Identity()),
     )
-    pooled = pipeline.transformer.config.pooled_projection_dim
+    width = family.text_width(pipeline.transformer.config)
+    pooled = pipeline.transformer.config.get("pooled_projection_dim")
 
     def encode(pipeline: Any, model: Any, prompts: list[str], device: torch.device) -> Conditioning:
-        shape = (len(prompts), text_tokens(model), config["joint_attention_dim"])
-        place = {"dtype": dtype, "device": device}
-        return Conditioning(torch.zeros(shape, **place), torch.zeros(len(prompts), pooled, **place))
+        rows, place = len(prompts), {"dtype": dtype, "device": device}
+        return Conditioning(
+            torch.zeros(rows, text_tokens(model), width, **place),
+            None if pooled is None else torch.zeros(rows, pooled, **place),
+        )
 
     with (
         patch.object(diffusers_policy, "_dtype", lambda model, _: getattr(torch, model.dtype)),
@@ -303,6 +306,14 @@ def _fake_policy(recipe: Recipe, ledger: Ledger, blocks: int | None) -> Diffuser
             with_reference=recipe.update.needs_reference,
             pipeline=pipeline,
         )
+
+
+def _vae(family: str) -> tuple[Any, dict[str, Any]]:
+    import diffusers
+
+    if family == "flux2_klein":
+        return diffusers.AutoencoderKLFlux2, {}  # its defaults are the published configuration
+    return diffusers.AutoencoderKL, VAE
 
 
 def _nbytes(module: nn.Module) -> int:

@@ -28,6 +28,8 @@ PROTOCOLS = {
     "sd3": Protocol(steps=40, guidance=4.5),
     "flux": Protocol(steps=28, guidance=3.5),
     "qwen_image": Protocol(steps=50, guidance=4.0),
+    "z_image": Protocol(steps=50, guidance=5.0),
+    "flux2_klein": Protocol(steps=50, guidance=4.0),
 }
 """By model.family."""
 

@@ -8,6 +8,38 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+Z_IMAGE: dict[str, Any] = {
+    "all_patch_size": (2,),
+    "all_f_patch_size": (1,),
+    "in_channels": 16,
+    "dim": 3840,
+    "n_layers": 30,
+    "n_refiner_layers": 2,
+    "n_heads": 30,
+    "n_kv_heads": 30,
+    "cap_feat_dim": 2560,
+    "axes_dims": [32, 48, 48],
+    "axes_lens": [1536, 512, 512],
+}
+KLEIN_4B: dict[str, Any] = {
+    "patch_size": 1,
+    "in_channels": 128,
+    "num_layers": 5,
+    "num_single_layers": 20,
+    "attention_head_dim": 128,
+    "num_attention_heads": 24,
+    "joint_attention_dim": 7680,
+    "mlp_ratio": 3.0,
+    "axes_dims_rope": (32, 32, 32, 32),
+    "guidance_embeds": False,
+}
+KLEIN_9B = {
+    **KLEIN_4B,
+    "num_layers": 8,
+    "num_single_layers": 24,
+    "num_attention_heads": 32,
+    "joint_attention_dim": 12288,
+}
 ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "stabilityai/stable-diffusion-3.5-medium": (
         "SD3Transformer2DModel",
@@ -57,6 +89,12 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
             "guidance_embeds": True,
         },
     ),
+    "Tongyi-MAI/Z-Image": ("ZImageTransformer2DModel", Z_IMAGE),
+    "Tongyi-MAI/Z-Image-Turbo": ("ZImageTransformer2DModel", Z_IMAGE),
+    "black-forest-labs/FLUX.2-klein-base-4B": ("Flux2Transformer2DModel", KLEIN_4B),
+    "black-forest-labs/FLUX.2-klein-4B": ("Flux2Transformer2DModel", KLEIN_4B),
+    "black-forest-labs/FLUX.2-klein-base-9B": ("Flux2Transformer2DModel", KLEIN_9B),
+    "black-forest-labs/FLUX.2-klein-9B": ("Flux2Transformer2DModel", KLEIN_9B),
     "Qwen/Qwen-Image": (
         "QwenImageTransformer2DModel",
         {
@@ -84,6 +122,8 @@ class Architecture:
     blocks: int
     lora_modules: tuple[str, ...]
     """Names of the layers that get an adapter."""
+    text_width: int
+    """Channels of a text token before the transformer."""
 
 
 @cache
@@ -102,21 +142,22 @@ def inspect(path: str, family: str, rank: int) -> Architecture | None:
     if found is None:
         return None
     name, values = found
-    targets = importlib.import_module(FAMILIES[family]).FAMILY.lora_targets
+    described = importlib.import_module(FAMILIES[family]).FAMILY
     with torch.device("meta"):
         transformer = getattr(diffusers, name).from_config(values)
         plain = sum(p.numel() for p in transformer.parameters())
         buffers = sum(b.numel() for b in transformer.buffers())
-        transformer.add_adapter(LoraConfig(r=rank, target_modules=targets))
+        transformer.add_adapter(LoraConfig(r=rank, target_modules=described.lora_targets))
     adapted = [n for n, _ in transformer.named_parameters() if n.endswith("lora_A.default.weight")]
-    lists = ("transformer_blocks", "single_transformer_blocks")
+    config, kinds = transformer.config, transformer._no_split_modules
     return Architecture(
         parameters=plain,
         lora_parameters=sum(p.numel() for n, p in transformer.named_parameters() if ".lora_" in n),
         buffers=buffers,
-        width=transformer.config.num_attention_heads * transformer.config.attention_head_dim,
-        blocks=sum(len(getattr(transformer, attribute, ())) for attribute in lists),
+        width=config.get("dim") or config.num_attention_heads * config.attention_head_dim,
+        blocks=sum(type(module).__name__ in kinds for module in transformer.modules()),
         lora_modules=tuple(n.removesuffix(".lora_A.default.weight") for n in adapted),
+        text_width=described.text_width(config),
     )
 
 

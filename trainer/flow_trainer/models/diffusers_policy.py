@@ -54,6 +54,7 @@ class DiffusersPolicy:
         if pipeline is None:
             pipeline = _load_pipeline(family, config, self.dtype)
         check_scheduler(pipeline.scheduler)
+        family.check(pipeline, config)
         self._pipeline: Any = pipeline
         transformer, pipeline.transformer = pipeline.transformer, None
         if not config.offload and device.type != "cpu":
@@ -74,8 +75,8 @@ class DiffusersPolicy:
         _check_positions(transformer.config, config, factor)
         channels = family.latent_channels(transformer.config)
         self.latent_shape = (channels, config.height // factor, config.width // factor)
-        count = partial(forward_flops, type(transformer), transformer.config, family.velocity)
-        self._flops = FlopsByText(partial(count, config, self.latent_shape))
+        count = partial(forward_flops, type(transformer), transformer.config, family)
+        self._flops = FlopsByText(partial(count, config, self.latent_shape), family.text_multiple)
         self._rows: Counter[tuple[int, bool]] = Counter()
         self._tuning = Tuning(
             transformer,

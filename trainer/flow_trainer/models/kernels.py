@@ -28,6 +28,8 @@ COMPILE: dict[str, Any] = {"dynamic": False, "options": {"emulate_precision_cast
 otherwise the kernels of a forward with and of one without gradients would round differently."""
 SHAPES = 64
 """Variants of a block that may be compiled: by batch size, with and without gradient and adapter."""
+RAGGED = ("qwen_image", "z_image")
+"""Families that take texts of different lengths."""
 
 
 def use_attention(transformer: Any, name: str) -> None:
@@ -35,15 +37,16 @@ def use_attention(transformer: Any, name: str) -> None:
     installed, or not to be had in this transformer."""
     if name == "native":
         return
-    processors = transformer.attn_processors
-    if any(hasattr(processor, "_attention_backend") for processor in processors.values()):
+    modules = transformer.modules()
+    if any(hasattr(getattr(m, "processor", None), "_attention_backend") for m in modules):
         try:
             with attention_backend("native"):  # restores diffusers' choice for other models
                 transformer.set_attention_backend(f"_{name}" if name in OF_TORCH else name)
         except (RuntimeError, ValueError, ImportError) as error:
             raise ConfigError(f"model.attention = {name!r}: {error}") from error
     elif name in OF_TORCH:
-        chosen = {key: _OneKernel(p, OF_TORCH[name]) for key, p in processors.items()}
+        processors = transformer.attn_processors.items()
+        chosen = {key: _OneKernel(p, OF_TORCH[name]) for key, p in processors}
         transformer.set_attn_processor(chosen)
     else:
         raise ConfigError(
@@ -71,7 +74,7 @@ def compiles(config: Model, device: torch.device) -> bool:
     if config.compile != "auto":
         return config.compile
     is_gpu = device.type == "cuda" and torch.cuda.is_available()
-    return is_gpu and config.family != "qwen_image" and has_compiler()
+    return is_gpu and config.family not in RAGGED and has_compiler()
 
 
 def has_compiler() -> bool:

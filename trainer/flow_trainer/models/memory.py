@@ -34,21 +34,39 @@ PATCH = 2
 """Latents per image token and side."""
 CLIP_TOKENS = 77
 """Of SD3's CLIP encoders, before those of T5."""
-ACTIVATIONS = {"sd3": 26.5, "flux": 20.0, "qwen_image": 26.5}
+ACTIVATIONS = {
+    "sd3": 26.5,
+    "flux": 20.0,
+    "qwen_image": 26.5,
+    "z_image": 37.2,
+    "flux2_klein": 24.6,
+}
 """Elements per token, channel and block that an update keeps for its backward. That of Qwen-Image, of
-which there is no fake run, is taken from SD3, the more of the two."""
+which there is no fake run, is taken from SD3."""
 FULL = 1.7
 """Times that with full fine-tuning: from a fake run of SD3.5-M, in no recipe and held by no test."""
-RECOMPUTED = {"sd3": 30.5, "flux": 31.5, "qwen_image": 31.5}
+RECOMPUTED = {
+    "sd3": 30.5,
+    "flux": 31.5,
+    "qwen_image": 31.5,
+    "z_image": 46.4,
+    "flux2_klein": 42.3,
+}
 """The same of the one block that checkpointing has at a time, with what surrounds it."""
 DECODE_BYTES_PER_PIXEL = 3100
 PROMPTS = 20_000
 """In a prompt file that is not there yet: about the size of the published sets."""
 T5_PARAMETERS = 4.76e9
-ENCODER_PARAMETERS = {"sd3": 5.58e9, "flux": 4.89e9, "qwen_image": 8.29e9}
-TEXT_WIDTH = {"sd3": 4096, "flux": 4096, "qwen_image": 3584}
-"""Channels of a text token before the transformer."""
-VAE_PARAMETERS = {"sd3": 8.4e7, "flux": 8.4e7, "qwen_image": 1.27e8}
+ENCODER_PARAMETERS = {"sd3": 5.58e9, "flux": 4.89e9, "qwen_image": 8.29e9, "z_image": 4.02e9}
+KLEIN_ENCODERS = {7680: 4.02e9, 12288: 8.19e9}
+"""FLUX.2-klein's two, by the channels of a text token: Qwen3-4B and Qwen3-8B."""
+VAE_PARAMETERS = {
+    "sd3": 8.4e7,
+    "flux": 8.4e7,
+    "qwen_image": 1.27e8,
+    "z_image": 8.4e7,
+    "flux2_klein": 8.4e7,
+}
 T5_KEPT_FLOAT32 = 1.007e9
 """Parameters of T5 that transformers leaves in float32 under float16."""
 GPUS_PER_NODE = 8
@@ -107,11 +125,11 @@ def memory(recipe: Recipe, model: Architecture, gpus: int = 1) -> Memory:
         training_state=state / parts,
         trajectories=images * _latents_per_image(recipe) * _latent_bytes(recipe),
         vae=_file_bytes(m.path, "vae") or VAE_PARAMETERS[m.family] * 4,
-        text_encoders=_file_bytes(m.path, "text_encoder*") or _encoder_bytes(m, element),
+        text_encoders=_file_bytes(m.path, "text_encoder*") or _encoder_bytes(m, model, element),
         activations=_activations(recipe, model, element, sharded=parts > 1),
         decode=min(s.decode_batch, s.micro_batch) * m.height * m.width * DECODE_BYTES_PER_PIXEL,
         step=trained * 4 / parts if u.optimizer == "adamw" else 0,
-        encoders_stay=_encoders_stay(recipe, element),
+        encoders_stay=_encoders_stay(recipe, model, element),
     )
 
 
@@ -127,20 +145,22 @@ def _file_bytes(path: str, components: str) -> int:
     return sum(file.stat().st_size for file in Path(path).glob(f"{components}/*.safetensors"))
 
 
-def _encoder_bytes(m: Model, element: int) -> float:
+def _encoder_bytes(m: Model, model: Architecture, element: int) -> float:
+    if m.family == "flux2_klein":
+        return KLEIN_ENCODERS.get(model.text_width, max(KLEIN_ENCODERS.values())) * element
     without_t5 = m.family == "sd3" and m.max_sequence_length == 0
     parameters = ENCODER_PARAMETERS[m.family] - T5_PARAMETERS * without_t5
     has_t5 = m.family in ("sd3", "flux") and not without_t5
     return parameters * element + 2 * T5_KEPT_FLOAT32 * (has_t5 and m.dtype == "float16")
 
 
-def _encoders_stay(recipe: Recipe, element: int) -> bool:
+def _encoders_stay(recipe: Recipe, model: Architecture, element: int) -> bool:
     """Whether the recipe's prompts, once encoded, exceed model.prompt_cache_gb."""
     m = recipe.model
     if m.offload:
         return False
     rows = sum(_prompt_count(path) for *_, path in recipe.prompts.files())
-    return rows * text_tokens(m) * TEXT_WIDTH[m.family] * element > m.prompt_cache_gb * 1e9
+    return rows * text_tokens(m) * model.text_width * element > m.prompt_cache_gb * 1e9
 
 
 def _prompt_count(path: str) -> int:
@@ -160,17 +180,17 @@ def _latents_per_image(recipe: Recipe) -> int:
 
 
 def _latent_bytes(recipe: Recipe) -> float:
-    factor, channels = _latent_layout(recipe.model.path)
+    factor, channels = _latent_layout(recipe.model)
     return recipe.model.height * recipe.model.width / factor**2 * channels * 4
 
 
-def _latent_layout(path: str) -> tuple[int, int]:
+def _latent_layout(m: Model) -> tuple[int, int]:
     """Pixels per latent and side, and channels: as a local pipeline's VAE says in SD3's and FLUX's
-    words, else those that all published families have."""
-    file = Path(path) / "vae" / "config.json"
+    words, else those that the published checkpoints have."""
+    file = Path(m.path) / "vae" / "config.json"
     vae = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     if "block_out_channels" not in vae:
-        return 8, 16
+        return 8, 32 if m.family == "flux2_klein" else 16
     return 2 ** (len(vae["block_out_channels"]) - 1), vae["latent_channels"]
 
 
@@ -185,7 +205,7 @@ def _activations(
     m, s = recipe.model, recipe.sampling
     guided = 2 if m.guidance > 1 and m.family != "flux" else 1
     rows = s.micro_batch * recipe.update.steps_per_forward * guided
-    side = _latent_layout(m.path)[0] * PATCH
+    side = _latent_layout(m)[0] * PATCH
     tokens = (m.height // side) * (m.width // side) + text_tokens(m)
     per_element = rows * tokens * model.width * element
     # linear layers that train keep more inputs for the backward, and their weights' 16-bit copies,

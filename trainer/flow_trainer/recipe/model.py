@@ -24,12 +24,26 @@ FAMILY_DEFAULTS: dict[str, dict[str, Any]] = {
         "lora_rank": 64,
         "lora_alpha": 128,
     },
+    "z_image": {
+        "dtype": "bfloat16",
+        "guidance": 5.0,
+        "max_sequence_length": 512,
+        "lora_rank": 64,
+        "lora_alpha": 128,
+    },
+    "flux2_klein": {
+        "dtype": "bfloat16",
+        "guidance": 4.0,
+        "max_sequence_length": 512,
+        "lora_rank": 64,
+        "lora_alpha": 128,
+    },
 }
 """Where a family's published recipes differ from the fields' defaults, which are SD3.5's."""
 
 
 class Model(Section):
-    family: Literal["sd3", "flux", "qwen_image"] = "sd3"
+    family: Literal["sd3", "flux", "qwen_image", "z_image", "flux2_klein"] = "sd3"
     path: str
     """Hub id, or a folder in diffusers' pipeline layout (relative: to the recipe's own folder)."""
     revision: str | None = None
@@ -41,10 +55,12 @@ class Model(Section):
     autocast_on_cpu: bool = False
     """Compute in `dtype` on a CPU too: slow, but shows its precision where there is no GPU."""
     guidance: float = Field(default=4.5, ge=1.0)
-    """Guidance scale in sampling and training. SD3 and Qwen-Image: classifier-free, 1 means none
-    (half the cost). FLUX: an input of the model."""
+    """Guidance scale w in sampling and training. Classifier-free, v = v_0 + w (v_prompt - v_0), 1 means
+    none (half the cost); diffusers counts Z-Image's from 0, so that its 4 is 5 here. FLUX.1: an input
+    of the model."""
     max_sequence_length: int = Field(default=128, ge=0)
-    """Text tokens; for SD3 those of T5, 0 for checkpoints without it."""
+    """Text tokens; for SD3 those of T5, 0 for checkpoints without it. FLUX.1 and FLUX.2 see the padding
+    up to this length too, so that another length is another image."""
     tuning: Literal["lora", "full"] = "lora"
     lora_rank: int = Field(default=32, ge=1)
     lora_alpha: int = Field(default=64, ge=1)
@@ -55,7 +71,8 @@ class Model(Section):
     gradient_checkpointing: bool = False
     compile: Literal["auto"] | bool = "auto"
     """torch.compile of the transformer's blocks, the same for sampling and replay. auto: on a GPU where
-    Triton finds a C compiler, for families whose texts are all equally long (not Qwen-Image)."""
+    Triton finds a C compiler, for families whose texts are all equally long (not for Qwen-Image and
+    Z-Image)."""
     attention: Literal[
         "native",
         "native_flash",
@@ -67,7 +84,7 @@ class Model(Section):
         "xformers",
     ] = "native"
     """What computes attention, in sampling and replay alike. native: torch's choice among its own
-    kernels; native_...: one of them. The others, for FLUX and Qwen-Image, need their packages:
+    kernels; native_...: one of them. The others, for all but SD3, need their packages:
     flash-attn, kernels, xformers."""
     offload: bool = False
     """Text encoders and VAE stay in host memory and visit the GPU for each use."""

@@ -9,4 +9,6 @@ FAMILIES = {
     "sd3": "flow_trainer.models.families.sd3",
     "flux": "flow_trainer.models.families.flux",
     "qwen_image": "flow_trainer.models.families.qwen_image",
+    "z_image": "flow_trainer.models.families.z_image",
+    "flux2_klein": "flow_trainer.models.families.flux2_klein",
 }

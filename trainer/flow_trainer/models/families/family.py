@@ -34,3 +34,9 @@ class Family:
     """(transformer, config, x, sigma, conditioning, that of the empty prompt) to v, float32."""
     unscale: Callable[[Any, Tensor], Tensor]
     """(VAE, x_0 float32) to what the VAE decodes."""
+    text_width: Callable[[Any], int] = lambda transformer: transformer.joint_attention_dim
+    """Channels of a text token before the transformer, by its config."""
+    text_multiple: int = 1
+    """The transformer fills texts up to a multiple of so many tokens."""
+    check: Callable[[Any, Model], None] = lambda pipeline, config: None
+    """(pipeline, config): raises ConfigError for what the two cannot do together."""

@@ -1,4 +1,4 @@
-"""2x2 patches of a latent as tokens, the layout that FLUX and Qwen-Image transformers take."""
+"""2x2 patches of a latent as tokens: what the transformers of FLUX.1, FLUX.2 and Qwen-Image take."""
 
 from __future__ import annotations
 

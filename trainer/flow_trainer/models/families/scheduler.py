@@ -48,16 +48,19 @@ def check_scheduler(scheduler: Any) -> None:
             )
 
 
-def scheduler_sigmas(config: Any, num_steps: int, tokens: int, *, grid_end: str) -> Tensor:
+def scheduler_sigmas(
+    config: Any, num_steps: int, tokens: int, *, grid_end: str, mu: float | None = None
+) -> Tensor:
     """(num_steps + 1,) float32 for `tokens` image tokens.
 
     Every shift is one function of one factor: the static shift, e^mu (time_shift_type exponential) or
-    mu (linear), with mu linear in the tokens. `grid_end`, where the unshifted grid ends: "sigma_min"
-    (the scheduler's own, SD3) or "1/num_steps" (what the pipelines of FLUX and Qwen-Image pass).
+    mu (linear). `mu`: that of the pipeline, where it is not linear in the tokens. `grid_end`, where the
+    unshifted grid ends: "sigma_min" (the scheduler's own, SD3) or "1/num_steps" (what the other
+    pipelines pass).
     """
     shift, terminal = config.shift, config.shift_terminal
     if config.use_dynamic_shifting:
-        mu = linear_mu(config, tokens)
+        mu = linear_mu(config, tokens) if mu is None else mu
         shift = mu if config.time_shift_type == "linear" else math.exp(mu)
     if grid_end == "1/num_steps":
         return shifted_sigmas(num_steps, shift, 1 / num_steps, terminal)
