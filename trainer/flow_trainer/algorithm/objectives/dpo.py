@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from flow_trainer.algorithm.objectives.sft import best_of_group, mean_square
+from flow_trainer.algorithm.objectives.matching import mean_square
+from flow_trainer.algorithm.objectives.sft import best_of_group
 
 
 def best_and_worst(advantages: Tensor, used: Tensor) -> Tensor:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from flow_trainer.algorithm.objectives.matching import mean_square
+
 
 def best_of_group(advantages: Tensor, used: Tensor) -> Tensor:
     """(P, G): 1 for the best used sample of each group, ties to the first; 0 for the others, and
@@ -29,8 +31,3 @@ def sft_objective(v: Tensor, target: Tensor, weights: Tensor) -> tuple[Tensor, d
     (B, ...) float32, target = noise - x_0, w = `weights` (B,)."""
     error = mean_square(v, target)
     return weights * error, {"matching_error": error.detach()}
-
-
-def mean_square(a: Tensor, b: Tensor) -> Tensor:
-    """(B,): mean((a - b)^2) over a row's elements."""
-    return ((a - b) ** 2).flatten(1).mean(1)

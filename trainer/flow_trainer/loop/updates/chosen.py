@@ -13,8 +13,9 @@ from flow_trainer.algorithm.advantages import Advantages
 from flow_trainer.algorithm.ema import Ema
 from flow_trainer.algorithm.noise import forward_noise, forward_steps
 from flow_trainer.algorithm.objectives.dpo import best_and_worst, dpo_objective
+from flow_trainer.algorithm.objectives.matching import mean_square
 from flow_trainer.algorithm.objectives.orw import reward_weights
-from flow_trainer.algorithm.objectives.sft import best_of_group, mean_square, sft_objective
+from flow_trainer.algorithm.objectives.sft import best_of_group, sft_objective
 from flow_trainer.algorithm.trajectory import Trajectories
 from flow_trainer.loop.ahead import Ahead
 from flow_trainer.loop.updates.descend import UpdateStats, descend
@@ -27,8 +28,9 @@ from flow_trainer.recipe import Recipe
 
 
 @dataclass(frozen=True, slots=True)
-class Noised:
-    """B chosen samples, noised again: velocities (B, ...) float32."""
+class Chosen:
+    """B chosen samples, noised again: velocities (B, ...) float32. Unlike `matching.Noised` without the old
+    policy's, which these objectives do not ask."""
 
     v: Tensor
     """Of the policy; carries the gradient."""
@@ -48,17 +50,17 @@ WEIGHTS: dict[str, Callable[[Recipe, Tensor, Tensor], Tensor]] = {
 """(recipe, advantages (P, G), used (P, G)) to every sample's weight (P, G); 0: it is not trained on."""
 
 
-def _regress(recipe: Recipe, step: Noised, weights: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+def _regress(recipe: Recipe, step: Chosen, weights: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     return sft_objective(step.v, step.target, weights)
 
 
-def _prefer(recipe: Recipe, step: Noised, signs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+def _prefer(recipe: Recipe, step: Chosen, signs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     assert step.v_ref is not None
     beta = recipe.forward.preference
     return dpo_objective(step.v, step.v_ref, step.target, signs, step.pairs, beta=beta)
 
 
-OBJECTIVES: dict[str, Callable[[Recipe, Noised, Tensor], tuple[Tensor, dict[str, Tensor]]]] = {
+OBJECTIVES: dict[str, Callable[[Recipe, Chosen, Tensor], tuple[Tensor, dict[str, Tensor]]]] = {
     "sft": _regress,
     "orw": _regress,
     "dpo": _prefer,
@@ -147,7 +149,7 @@ def _noised(
     rows: list[int],
     offsets: list[int],
     noise: Tensor,
-) -> Noised:
+) -> Chosen:
     """Rows at their noise levels number `offsets`, sample-major, with this noise."""
     repeat, device = len(offsets), samples.x_0.device
     keys = _keys(recipe, samples, rows)
@@ -166,7 +168,7 @@ def _noised(
     pairs = [
         (prompt - prompts[0]) * repeat + level for prompt in prompts for level in range(repeat)
     ]
-    return Noised(v, v_ref, noise - x_0, torch.tensor(pairs, device=device))
+    return Chosen(v, v_ref, noise - x_0, torch.tensor(pairs, device=device))
 
 
 def _places(samples: Trajectories, rows: Sequence[int]) -> list[int]:
