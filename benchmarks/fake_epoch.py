@@ -42,16 +42,37 @@ def settings(recipe: Recipe) -> dict[str, Any]:
     shape = ("path", "height", "width", "dtype", "tuning", "lora_rank", "max_sequence_length")
     model = {key: getattr(m, key) for key in (*shape, "gradient_checkpointing")}
     guided = m.guidance > 1 and m.family != "flux"
-    return {f"model.{key}": value for key, value in model.items()} | {
-        "model.guidance": 4.5 if guided else 1.0,
-        "sampling.micro_batch": s.micro_batch,
-        "sampling.decode_batch": min(s.decode_batch, s.micro_batch),
-        "update.steps_per_forward": u.steps_per_forward,
-        "update.objective": "nft" if u.forward_process else "clip",
-        "update.optimizer": u.optimizer,
-        "update.beta": 0.01 if u.beta > 0 else 0.0,
-        "update.kl": "velocity" if u.beta > 0 else "none",
-        "ema.enabled": recipe.ema.enabled,
+    return (
+        {f"model.{key}": value for key, value in model.items()}
+        | {
+            "model.guidance": 4.5 if guided else 1.0,
+            "sampling.micro_batch": s.micro_batch,
+            "sampling.decode_batch": min(s.decode_batch, s.micro_batch),
+            "update.steps_per_forward": u.steps_per_forward,
+            "update.objective": _shape(recipe),
+            "update.optimizer": u.optimizer,
+            "update.beta": 0.01 if u.beta > 0 else 0.0,
+            "update.kl": "velocity" if u.beta > 0 else "none",
+            "ema.enabled": recipe.ema.enabled,
+        }
+        | (_through_pixels(recipe) if u.trains_on == "gradients" else {})
+    )
+
+
+def _shape(recipe: Recipe) -> str:
+    """An objective of the same shape."""
+    u = recipe.update
+    if u.chosen(recipe.sampling.group_size) < recipe.sampling.group_size:
+        return u.objective
+    return "nft" if u.forward_process else "clip"
+
+
+def _through_pixels(recipe: Recipe) -> dict[str, Any]:
+    return {
+        "update.objective": recipe.update.objective,
+        "update.updates_per_epoch": 1,
+        "update.gradient_batch": recipe.update.gradient_batch,
+        "sampling.window.size": recipe.sampling.window.size,
     }
 
 

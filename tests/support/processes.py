@@ -18,6 +18,7 @@ PATHS = os.pathsep.join(str(ROOT / name) for name in ("proto", "services", "trai
 MARKS = str(Path(__file__).with_name("marks.py"))
 BRIGHTNESS = str(Path(__file__).with_name("brightness.py"))
 EVIDENCE = str(Path(__file__).with_name("evidence.py"))
+SMOOTH = str(Path(__file__).with_name("smooth.py"))
 
 
 def environment(**extra: str) -> dict[str, str]:

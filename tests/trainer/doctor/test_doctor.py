@@ -22,7 +22,7 @@ from flow_trainer.models.memory import memory
 from flow_trainer.recipe import Recipe, parse_recipe
 from flow_trainer.recipe.prompts import Prompt
 from model_hub import COMMIT, model_hub
-from processes import Services
+from processes import BRIGHTNESS, Services
 
 ChangeRecipe = Callable[..., Recipe]
 
@@ -57,6 +57,16 @@ def test_a_service_is_tried_with_an_image_of_the_recipes_size(
     clip = {"url": jpeg.http, "clip": [5000, 6000]}
     (check,) = rewards(change(rewards={"bright": clip}))
     assert "rewards.bright.clip = [5000, 6000] leaves nothing of that range" in check.message
+    follows = change(
+        rewards={"bright": {"url": jpeg.http, "clip": None}},
+        sampling={"dynamics": "ode", "window": {"kind": "first", "lo": 2}},
+        update={"objective": "refl", "updates_per_epoch": 1},
+    )
+    (check,) = rewards(follows)
+    assert "which offers no gradient" in check.message
+    bright = services.start(BRIGHTNESS)
+    (check,) = rewards(change(rewards={"bright": {"url": bright.http}}))
+    assert check.ok, check.message
 
 
 @pytest.mark.system

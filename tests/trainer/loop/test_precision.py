@@ -122,6 +122,17 @@ def test_float16_keeps_the_gradient(published: Path, name: str, options: tuple[s
     assert found.loss_scale >= 2**18
 
 
+def test_float16_keeps_the_gradient_of_a_reward(published: Path) -> None:
+    """It is larger per element than one that a mean divides, so the scale settles lower."""
+    short = ("sampling.num_steps=10", "sampling.window.lo=6")
+    found, output = measured(published_recipe(published, "sd35m_pickscore_refl", *short))
+    assert output.share < 0.01
+    assert found.zeros < 0.01
+    assert found.cosine >= 0.99
+    assert found.log_ratio_error is None
+    assert 2**10 < found.loss_scale < 2**18
+
+
 @pytest.mark.parametrize("name", ["sd35m_ocr", "sd35m_pickscore_fast_nocfg", "sd35m_ocr_nft"])
 def test_without_a_scale_it_is_lost(published: Path, name: str) -> None:
     found, output = measured(published_recipe(published, name), scale=1.0)

@@ -27,6 +27,7 @@ from flow_trainer.recipe import Recipe, Update, parse_recipe
 from flow_trainer.recipe.update import (
     OnChosenSamples,
     OnFinishedSamples,
+    OnGradients,
     OnTeachers,
     OnTrajectories,
 )
@@ -84,6 +85,7 @@ def test_every_objective_has_its_line() -> None:
             *forward.OBJECTIVES,
             *chosen.OBJECTIVES,
             *get_args(OnTeachers),
+            *get_args(OnGradients),
         )
     }
     assert kinds == set(UPDATES)

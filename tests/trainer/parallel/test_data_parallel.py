@@ -90,6 +90,19 @@ def test_sharded_adapters_are_the_same(brief: dict[str, Any], tmp_path: Path) ->
         torch.testing.assert_close(adapters[1][name], weight, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+def test_two_processes_follow_the_gradients_that_one_follows(
+    brief: dict[str, Any], full: dict[str, Any], tmp_path: Path, tuning: str
+) -> None:
+    brief |= {"epochs": 1, "model": (brief if tuning == "lora" else full)["model"]}
+    brief["sampling"] |= {"dynamics": "ode", "window": {"kind": "random", "size": 1, "lo": 2}}
+    changes = {"objective": "refl", "updates_per_epoch": 1, "kl": "velocity"}
+    brief["update"] |= changes
+    one, two = (run(n, brief, tmp_path / str(n)) for n in (1, 2))
+    assert_close(one, two, 1, brief)
+    assert metrics(two)[0]["reward_slope"] > 0
+
+
 def test_sigterm_to_one_rank_stops_all_and_nothing_is_lost(
     services: Services, brief: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -21,13 +21,14 @@ class Trajectories:
     window: range
     """Indices of the stochastic steps in the schedule."""
     sigmas: Tensor
-    """(T + 1,) float32."""
+    """(T + 1,) float32, as the samples were drawn: under refl they go from the window's last step to 0."""
     keys: list[tuple[int, int]]
     """(B) who each row is: prompt index in the prompt file, member of the group."""
     x_0: Tensor
     """(B, C, h, w): finished latents."""
     latents: Tensor
-    """(B, W + 1, C, h, w): before each stochastic step, and after the last; (B, 0) without any."""
+    """(B, W + 1, C, h, w): before each stochastic step, and after the last; (B, 0) without any. Under
+    refl (B, 1, C, h, w), before the first step with a gradient."""
     log_probs: Tensor
     """(B, W): of latents[:, j + 1] under the policy that drew it."""
     means: Tensor | None

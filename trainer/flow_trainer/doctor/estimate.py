@@ -44,7 +44,7 @@ def forwards(recipe: Recipe) -> Forwards:
     chosen = u.chosen(s.group_size) / s.group_size
     training = round(trained_steps(recipe) * (passes + _teacher_rows(recipe)) * chosen)
     scouts = (s.candidates or 0) / s.group_size * (s.scout_steps or s.num_steps)
-    return Forwards(sampling=round(rows * (s.num_steps + scouts)), training=training)
+    return Forwards(sampling=round(rows * (recipe.sampled_steps + scouts)), training=training)
 
 
 def _teacher_rows(recipe: Recipe) -> float:

@@ -28,13 +28,14 @@ from flow_trainer.loop.updates.chosen import update_chosen
 from flow_trainer.loop.updates.forward import update_forward
 from flow_trainer.loop.updates.optimizers import make_optimizer
 from flow_trainer.loop.updates.replay import reference_velocities
+from flow_trainer.loop.updates.through_pixels import PixelGradients, update_through_pixels
 from flow_trainer.loop.updates.trajectory import update_policy
 from flow_trainer.models import diffusers_policy
 from flow_trainer.models.architectures import transformer_config
 from flow_trainer.models.conditioning import Conditioning
 from flow_trainer.models.diffusers_policy import DiffusersPolicy
 from flow_trainer.models.families import FAMILIES
-from flow_trainer.models.memory import text_tokens
+from flow_trainer.models.memory import text_tokens, trained_rows
 from flow_trainer.recipe import Recipe
 from flow_trainer.recipe.prompts import Prompt
 
@@ -79,9 +80,9 @@ def plan(recipe: Recipe) -> Plan:
             f"no fake run for update.objective = {recipe.update.objective}: its teachers would have to be "
             "downloaded"
         )
-    recipe = _one_micro_batch(recipe)
+    small = _one_micro_batch(recipe)
     with fake_gpu(torch.device("cpu")) as ledger:
-        return _Epoch(recipe, ledger).run()
+        return _Epoch(small, ledger, trained=trained_rows(recipe)).run()
 
 
 def per_image(recipe: Recipe, sections: Mapping[str, Section]) -> dict[str, dict[str, float]]:
@@ -90,13 +91,17 @@ def per_image(recipe: Recipe, sections: Mapping[str, Section]) -> dict[str, dict
     small = _one_micro_batch(recipe)
     images = small.images_per_epoch
     trained = trained_steps(recipe) / recipe.update.steps_per_forward
-    steps = recipe.sampling.num_steps / small.sampling.num_steps
+    if recipe.update.trains_on == "gradients":
+        trained = 1.0  # all steps of the window are in the fake run's update
+    steps = recipe.sampled_steps / small.sampled_steps
+    group = recipe.sampling.group_size
+    passes = trained * recipe.update.chosen(group) / group / trained_rows(recipe)
     times = {
         "sampling": 1 / images,
         "sampling forward": steps / images,
         "decode": 1 / images,
-        "frozen forward": trained / images,
-        "update": trained / images,
+        "frozen forward": passes,
+        "update": passes,
         "step": 1 / recipe.share,
     }
     found = {
@@ -144,6 +149,9 @@ def _one_micro_batch(recipe: Recipe) -> Recipe:
     steps = recipe.update.steps_per_forward + 1
     sizes = {"prompts_per_epoch": 1, "group_size": group}
     window = s.window.model_copy(update={"kind": "all"})
+    if recipe.update.trains_on == "gradients":
+        steps = s.window.size + 1
+        window = s.window.model_copy(update={"kind": "first", "lo": 1})
     sections = {
         "sampling": s.model_copy(update={**sizes, "num_steps": steps, "window": window}),
         "update": recipe.update.model_copy(update={"updates_per_epoch": 1, "trained_steps": None}),
@@ -155,8 +163,16 @@ def _one_micro_batch(recipe: Recipe) -> Recipe:
 class _Epoch:
     """The parts of a run, made of fake tensors."""
 
-    def __init__(self, recipe: Recipe, ledger: Ledger, blocks: int | None = None) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        ledger: Ledger,
+        blocks: int | None = None,
+        trained: int | None = None,
+    ) -> None:
+        """`trained`: samples that the update takes (default: all)."""
         self.recipe, self.ledger = recipe, ledger
+        self.trained = trained or recipe.sampling.group_size
         u = recipe.update
         self.policy = _fake_policy(recipe, ledger, blocks)
         pipeline: Any = self.policy._pipeline
@@ -250,7 +266,22 @@ class _Epoch:
         advantages = Advantages(values, torch.ones(shape, dtype=torch.bool), {})
         what = recipe, 0, samples, conditioning, advantages
         if recipe.update.trains_on == "chosen samples" and self.old is not None:
+            # which are chosen cannot be read from fake tensors: these alone are its samples
+            alone = {"group_size": self.trained, "micro_batch": self.trained}
+            fewer = recipe.model_copy(update={"sampling": s.model_copy(update=alone)})
+            few = dataclasses.replace(
+                samples,
+                rows=samples.rows[: self.trained],
+                keys=samples.keys[: self.trained],
+                x_0=samples.x_0[: self.trained],
+            )
+            values, used = values[:, : self.trained], advantages.used[:, : self.trained]
+            what = fewer, 0, few, conditioning, Advantages(values, used, {})
             update_chosen(self.policy, self.optimizer, self.ema, self.old, *what)
+        elif recipe.update.trains_on == "gradients":
+            update_through_pixels(
+                self.policy, self.optimizer, self.ema, *what[:-1], lambda: _made_up(recipe)
+            )
         elif self.old is not None:
             update_forward(self.policy, self.optimizer, self.ema, self.old, *what)
         else:
@@ -314,6 +345,16 @@ def _vae(family: str) -> tuple[Any, dict[str, Any]]:
     if family == "flux2_klein":
         return diffusers.AutoencoderKLFlux2, {}  # its defaults are the published configuration
     return diffusers.AutoencoderKL, VAE
+
+
+def _made_up(recipe: Recipe) -> PixelGradients:
+    size = (recipe.model.height, recipe.model.width, 3)
+    count = recipe.images_per_epoch
+    return PixelGradients(
+        torch.ones(count),
+        torch.ones(count, dtype=torch.bool),
+        lambda rows: torch.ones(len(rows), *size),
+    )
 
 
 def _nbytes(module: nn.Module) -> int:

@@ -9,6 +9,7 @@ import torch
 from flow_trainer.doctor.checks import Check
 from flow_trainer.errors import OutageError, TrainerError
 from flow_trainer.loop.scoring import Scorer
+from flow_trainer.loop.updates.through_pixels import no_gradient
 from flow_trainer.recipe import Recipe, Reward
 from flow_trainer.recipe.prompts import Prompt
 from reward_api import RewardError, RewardMetadata
@@ -33,8 +34,10 @@ def check_reward(name: str, recipe: Recipe, prompt: Prompt) -> Iterator[Check]:
             scorer.wait_ready(READY_TIMEOUT_S)
             meta = scorer.metadata()[name]
             revisions[url] = meta.revision
-            problem = _clip_problem(name, reward, meta) or _probe(
-                name, scorer, meta, recipe, prompt
+            problem = (
+                _clip_problem(name, reward, meta)
+                or _gradient_problem(name, meta, recipe)
+                or _probe(name, scorer, meta, recipe, prompt)
             )
             yield Check(title, problem is None, f"{_describe(url, meta)}{problem or ''}")
         except (OutageError, RewardError) as error:
@@ -79,6 +82,17 @@ def _clip_problem(name: str, reward: Reward, meta: RewardMetadata) -> str | None
     return None
 
 
+def _gradient_problem(name: str, meta: RewardMetadata, recipe: Recipe) -> str | None:
+    if meta.has_gradient or not _gradient(name, recipe):
+        return None
+    return f"; {no_gradient(name, meta, recipe)}"
+
+
+def _gradient(name: str, recipe: Recipe) -> bool:
+    """Whether the recipe follows this reward's gradient."""
+    return recipe.update.trains_on == "gradients" and name in recipe.trained
+
+
 def _probe(
     name: str, scorer: Scorer, meta: RewardMetadata, recipe: Recipe, prompt: Prompt
 ) -> str | None:
@@ -86,7 +100,9 @@ def _probe(
     torch.manual_seed(0)
     size = (PROBE_IMAGES, recipe.model.height, recipe.model.width, 3)
     images = torch.randint(0, 256, size, dtype=torch.uint8)
-    scores = scorer.collect([scorer.submit(range(PROBE_IMAGES), images, [prompt] * PROBE_IMAGES)])
+    prompts, gradient = [prompt] * PROBE_IMAGES, _gradient(name, recipe)
+    job = scorer.submit(range(PROBE_IMAGES), images, prompts, gradient=gradient)
+    scores = scorer.collect([job])
     batch = scores.rewards[name]
     if not batch.valid.all():
         failure = next(iter(batch.errors.values()))

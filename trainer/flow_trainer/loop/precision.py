@@ -4,7 +4,7 @@ beside those of float32, from the same weights and the same samples."""
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,6 +25,7 @@ from flow_trainer.loop.updates.replay import (
     step_chunks,
     trained_steps,
 )
+from flow_trainer.loop.updates.through_pixels import PixelGradients, update_through_pixels
 from flow_trainer.loop.updates.trajectory import update_policy
 from flow_trainer.models.conditioning import Rows
 from flow_trainer.models.policy import Policy
@@ -102,7 +103,7 @@ def measure_precision(
     present = exact != 0
     lost = (found == 0) & present
     error = None
-    if recipe.update.objective not in UNCLIPPED and not recipe.update.forward_process:
+    if recipe.update.objective not in UNCLIPPED and recipe.update.trains_on == "trajectories":
         error = _log_ratio_error(policy, small, samples, prompt, exact)
     return Precision(
         dtype=str(policy.dtype).removeprefix("torch."),
@@ -133,7 +134,7 @@ def _scored_again(
 ) -> Trajectories:
     """The samples as drawn, with the densities and means of the type in which the policy computes now:
     a ratio across types would be clipped for their difference."""
-    if recipe.update.forward_process:
+    if recipe.update.trains_on in ("finished samples", "chosen samples", "gradients"):
         return samples
     log_probs, means = samples.log_probs.clone(), samples.means
     means = None if means is None else means.clone()
@@ -174,7 +175,10 @@ def _gradient(
     # halving is for the caller to do
     once = LossScale(scale, dynamic=True)
     try:
-        if recipe.update.forward_process:
+        if recipe.update.trains_on == "gradients":
+            made_up = _made_up_gradients(policy, recipe)
+            update_through_pixels(policy, optimizer, None, *what[:-1], made_up, scale=once)
+        elif recipe.update.forward_process:
             chooses = recipe.update.trains_on == "chosen samples"
             update_samples = update_chosen if chooses else update_forward
             old = Ema(policy.trainable(), lambda k: 1.0)
@@ -190,6 +194,14 @@ def _gradient(
     finally:
         optimizer.zero_grad()
     return optimizer.gradient
+
+
+def _made_up_gradients(policy: Policy, recipe: Recipe) -> Callable[[], PixelGradients]:
+    """Of no reward: the same normal numbers for every image, of length 1."""
+    size = (recipe.model.height, recipe.model.width, 3)
+    image = torch.randn(size, generator=torch.Generator().manual_seed(0)) / math.prod(size) ** 0.5
+    ones = torch.ones(MEMBERS)
+    return lambda: PixelGradients(ones, ones > 0, lambda rows: image.expand(len(rows), *size))
 
 
 @torch.no_grad()

@@ -63,10 +63,10 @@ def rollout(
     equally often on every rank. `chosen` says which member each sample is, prompt by prompt, where
     that is not 0, 1, ...
     """
-    sampling = recipe.sampling
-    sigmas = policy.sigmas(sampling.num_steps).to(policy.device)
-    window = recipe.window(epoch)
+    sampling, window = recipe.sampling, recipe.window(epoch)
+    sigmas = _schedule(policy, recipe, window)
     members = _members(indices, sampling.group_size, chosen)
+    stochastic = 0 if recipe.update.trains_on == "gradients" else len(window)
     done: list[int] = []
     finished, latents, log_probs, means = [], [], [], []
     turns = [turn for share in shares(recipe, len(members)) for turn in world.turns(share)]
@@ -76,7 +76,7 @@ def rollout(
     def draw(rows: range) -> tuple[Tensor, Tensor]:
         keys = [members[row] for row in rows]
         shape, same = policy.latent_shape, sampling.same_latent
-        return sample_noise(recipe.seed, epoch, keys, shape, len(window), same_latent=same)
+        return sample_noise(recipe.seed, epoch, keys, shape, stochastic, same_latent=same)
 
     with Ahead(draw, policy.device) as ahead:
         for number, turn in enumerate(turns):
@@ -89,13 +89,13 @@ def rollout(
             kept, densities, centres = [], [], []
             watch = FiniteWatch(rows, epoch)
             ode = OdeSolver(ORDERS.get(sampling.dynamics, 1))
-            for i in range(sampling.num_steps):
+            for i in range(len(sigmas) - 1):
                 steps = torch.full((len(rows),), i, device=policy.device)
                 v = policy.velocity(x, sigmas[steps], batch)
                 watch.see(f"velocity at step {i}", v)
-                if i in window:
-                    if not kept:
-                        kept.append(x)
+                if i in window and not kept:
+                    kept.append(x)
+                if i in window and stochastic:
                     step = transition(recipe, sigmas, steps, x, v)
                     x = step.sample(noise[:, i - window.start])
                     kept.append(x)
@@ -125,6 +125,15 @@ def rollout(
         log_probs=torch.cat(log_probs),
         means=torch.cat(means) if means else None,
     )
+
+
+def _schedule(policy: Policy, recipe: Recipe, window: range) -> Tensor:
+    """(T + 1,) noise levels of an epoch's samples on the policy's device; under refl the window's last
+    step goes straight to 0."""
+    sigmas = policy.sigmas(recipe.sampling.num_steps).to(policy.device)
+    if recipe.update.trains_on != "gradients":
+        return sigmas
+    return torch.cat([sigmas[: window.stop], sigmas.new_zeros(1)])
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ from flow_trainer.loop.resuming import check_prompts, keep_recipe, recipe_change
 from flow_trainer.loop.scoring import Scorer
 from flow_trainer.loop.updates.loss_scale import LossScale, make_loss_scale
 from flow_trainer.loop.updates.optimizers import make_optimizer
+from flow_trainer.loop.updates.through_pixels import check_gradients
 from flow_trainer.models.load import load_policy
 from flow_trainer.models.policy import Policy
 from flow_trainer.models.prompt_cache import Fit
@@ -104,6 +105,8 @@ def _open(
     splits = {split: read_split(recipe.prompts, split) for split in SPLITS}
     prompts = {split: found for split, found in splits.items() if found}
     scorer.wait_ready(recipe.scoring.outage_wait_s if resume else scorer.timeout_s)
+    metadata = scorer.metadata()
+    check_gradients(recipe, metadata)
     torch.manual_seed(recipe.seed)  # LoRA's initial weights
     policy = load_policy(
         recipe.model,
@@ -159,7 +162,7 @@ def _open(
         world,
         resumed,
     )
-    note_revisions(run, {name: meta.revision for name, meta in scorer.metadata().items()})
+    note_revisions(run, {name: meta.revision for name, meta in metadata.items()})
     return run
 
 

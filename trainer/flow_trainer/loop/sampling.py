@@ -62,6 +62,7 @@ def _draw(run: Run, epoch: int, weights: AbstractContextManager[None], ahead: bo
     prompts = [run.prompts["train"][index] for index in indices]
     images: list[Tensor] = []
     jobs: list[Job] = []
+    gradient = recipe.update.trains_on == "gradients"
 
     def leave_if_asked() -> None:
         if run.asked_to_stop():
@@ -69,7 +70,8 @@ def _draw(run: Run, epoch: int, weights: AbstractContextManager[None], ahead: bo
 
     def on_images(rows: range, pixels: Tensor) -> None:
         images.append(pixels)
-        jobs.append(run.scorer.submit(rows, pixels, [prompts[row // group] for row in rows]))
+        of_rows = [prompts[row // group] for row in rows]
+        jobs.append(run.scorer.submit(rows, pixels, of_rows, gradient=gradient))
         run.log.phase(f"sampling {rows.stop}/{recipe.images_per_epoch}")
 
     try:

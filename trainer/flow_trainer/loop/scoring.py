@@ -52,6 +52,8 @@ class Job:
     """One per image: which of the recipe's sources it is of."""
     results: dict[str, Future[SuiteScores]]
     """By source, of its images in their order."""
+    gradient: bool = False
+    """The scores come with their gradients."""
 
     @property
     def done(self) -> bool:
@@ -109,12 +111,15 @@ class Scorer:
         self._all = self._suite(rewards)
         self._suites = {name: self._suite(own) for name, own in (sources or {"": rewards}).items()}
 
-    def submit(self, rows: range, images: Tensor, prompts: Sequence[Prompt]) -> Job:
-        """Starts scoring images (b, H, W, 3) uint8; `prompts` has one entry per image."""
+    def submit(
+        self, rows: range, images: Tensor, prompts: Sequence[Prompt], *, gradient: bool = False
+    ) -> Job:
+        """Starts scoring images (b, H, W, 3) uint8; `prompts` has one entry per image. With `gradient`,
+        scores come with their gradients."""
         texts = [prompt.text for prompt in prompts]
         metadata = [dict(prompt.metadata) for prompt in prompts]
         sources = [prompt.source if prompt.source in self._suites else "" for prompt in prompts]
-        job = Job(rows, images.numpy(), texts, metadata, sources, {})
+        job = Job(rows, images.numpy(), texts, metadata, sources, {}, gradient)
         job.results = self._spawn(job)
         return job
 
@@ -197,7 +202,12 @@ class Scorer:
         images = job.images if len(rows) == len(job.sources) else job.images[rows]
         suite = self._suites[source]
         result = asyncio.run_coroutine_threadsafe(
-            suite.score(images, [job.prompts[i] for i in rows], [job.metadata[i] for i in rows]),
+            suite.score(
+                images,
+                [job.prompts[i] for i in rows],
+                [job.metadata[i] for i in rows],
+                gradient=job.gradient,
+            ),
             self._loop,
         )
         self.traffic.track(result, images.nbytes * len(suite.weights))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from flow_trainer.algorithm.advantages import Advantages
 from flow_trainer.loop.feedback import Feedback
 from flow_trainer.loop.run import Run
 from flow_trainer.loop.sampling import Batch
@@ -12,6 +11,7 @@ from flow_trainer.loop.updates.chosen import update_chosen
 from flow_trainer.loop.updates.descend import UpdateStats
 from flow_trainer.loop.updates.distill import update_distill
 from flow_trainer.loop.updates.forward import update_forward
+from flow_trainer.loop.updates.through_pixels import pixel_gradients, update_through_pixels
 from flow_trainer.loop.updates.trajectory import update_policy
 
 Ready = Callable[[int], None]
@@ -30,10 +30,10 @@ def update(run: Run, batch: Batch, feedback: Feedback) -> UpdateStats:
             with run.sampling():
                 run.sampler.update()
 
-    return UPDATES[run.recipe.update.trains_on](run, batch, feedback.advantages, ready)
+    return UPDATES[run.recipe.update.trains_on](run, batch, feedback, ready)
 
 
-def _on_trajectories(run: Run, batch: Batch, advantages: Advantages, ready: Ready) -> UpdateStats:
+def _on_trajectories(run: Run, batch: Batch, feedback: Feedback, ready: Ready) -> UpdateStats:
     return update_policy(
         run.policy,
         run.optimizer,
@@ -42,7 +42,7 @@ def _on_trajectories(run: Run, batch: Batch, advantages: Advantages, ready: Read
         batch.epoch,
         batch.samples,
         batch.conditioning,
-        advantages,
+        feedback.advantages,
         batch.v_ref,
         ready,
         run.world,
@@ -50,9 +50,7 @@ def _on_trajectories(run: Run, batch: Batch, advantages: Advantages, ready: Read
     )
 
 
-def _on_finished_samples(
-    run: Run, batch: Batch, advantages: Advantages, ready: Ready
-) -> UpdateStats:
+def _on_finished_samples(run: Run, batch: Batch, feedback: Feedback, ready: Ready) -> UpdateStats:
     assert run.old is not None
     chooses = run.recipe.update.trains_on == "chosen samples"
     update_samples = update_chosen if chooses else update_forward
@@ -65,14 +63,31 @@ def _on_finished_samples(
         batch.epoch,
         batch.samples,
         batch.conditioning,
-        advantages,
+        feedback.advantages,
         ready,
         run.world,
         run.scale,
     )
 
 
-def _on_teachers(run: Run, batch: Batch, advantages: Advantages, ready: Ready) -> UpdateStats:
+def _on_gradients(run: Run, batch: Batch, feedback: Feedback, ready: Ready) -> UpdateStats:
+    sources = [prompt.source for prompt in batch.prompts]
+    return update_through_pixels(
+        run.policy,
+        run.optimizer,
+        run.ema,
+        run.recipe,
+        batch.epoch,
+        batch.samples,
+        batch.conditioning,
+        lambda: pixel_gradients(run.recipe, feedback.scores, sources, batch.jobs),
+        ready,
+        run.world,
+        run.scale,
+    )
+
+
+def _on_teachers(run: Run, batch: Batch, feedback: Feedback, ready: Ready) -> UpdateStats:
     return update_distill(
         run.policy,
         run.optimizer,
@@ -88,9 +103,10 @@ def _on_teachers(run: Run, batch: Batch, advantages: Advantages, ready: Ready) -
     )
 
 
-UPDATES: dict[str, Callable[[Run, Batch, Advantages, Ready], UpdateStats]] = {
+UPDATES: dict[str, Callable[[Run, Batch, Feedback, Ready], UpdateStats]] = {
     "trajectories": _on_trajectories,
     "finished samples": _on_finished_samples,
     "chosen samples": _on_finished_samples,
     "teachers": _on_teachers,
+    "gradients": _on_gradients,
 }

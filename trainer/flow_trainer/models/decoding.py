@@ -82,6 +82,22 @@ class Decoder:
             done.record(self._stream)
         return Decoded(pixels, finite, done)
 
+    def pull_back(self, x_0: Tensor, gradient: Tensor, batch: int) -> Tensor:
+        """(B, C, h, w): d sum(gradient x pixels) / d x_0 for constant `gradient` (B, H, W, 3), `batch`
+        images at a time; the pixels, in 0..1, are those of `start`. Their rounding to 8 bits counts as
+        the identity (straight through); what was clipped to black or white has no gradient."""
+        parts = []
+        with self._visiting(), torch.enable_grad():
+            for latents, outer in zip(
+                x_0.detach().split(batch), gradient.split(batch), strict=True
+            ):
+                latents = latents.clone().requires_grad_()
+                pixels = self._decode(latents)
+                # pixels are in -1..1 here
+                inner = outer.to(pixels).permute(0, 3, 1, 2) / 2 * (pixels.detach().abs() <= 1)
+                parts += torch.autograd.grad(pixels, latents, inner)
+        return torch.cat(parts)
+
     def _images(self, x_0: Tensor, batch: int) -> tuple[Tensor, Tensor]:
         with self._visiting():
             decoded = [self._decode(chunk) for chunk in x_0.split(batch)]

@@ -66,6 +66,8 @@ class DiffusersPolicy:
         self._vae: Any = as_float32(self._pipeline.vae).requires_grad_(False).eval()
         if device.type == "cuda":
             channels_last(self._vae)
+        if config.gradient_checkpointing:
+            self._vae.enable_gradient_checkpointing()  # acts where a decode is taken back
         factor = self._pipeline.vae_scale_factor
         if config.height % (2 * factor) or config.width % (2 * factor):
             raise ConfigError(
@@ -178,6 +180,9 @@ class DiffusersPolicy:
 
     def decode(self, x_0: Tensor, batch: int) -> Decoded:
         return self._decoder.start(x_0, batch)
+
+    def pull_back(self, x_0: Tensor, gradient: Tensor, batch: int) -> Tensor:
+        return self._decoder.pull_back(x_0, gradient, batch)
 
     def _pixels(self, x_0: Tensor) -> Tensor:
         z = self._family.unscale(self._vae, x_0.float())

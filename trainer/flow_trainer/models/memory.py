@@ -13,7 +13,8 @@ sees, CUDA's context, workspaces and fragmentation, is the tenth that sized reci
   reference velocities with a KL term (W stochastic steps).
 - activations of the backward: so many elements per token, channel and block as ACTIVATIONS says; with
   checkpointing 1 and one block's. Attention scores are not stored (flash attention).
-- decoding: 3 KiB per pixel of a decode batch in the float32 VAE.
+- decoding: 3 KiB per pixel of a decode batch in the float32 VAE; taken back, under refl, 23 KB, with
+  checkpointing 12.6 KB, beside which the transformer keeps nothing.
 - an optimizer step: a float32 copy of what it trains.
 - several GPUs share the trajectories; sharded, also the transformer and its training state, but for two
   blocks that are gathered at a time in 16 bits, and the gradients that are not yet added over the ranks,
@@ -54,6 +55,8 @@ RECOMPUTED = {
 }
 """The same of the one block that checkpointing has at a time, with what surrounds it."""
 DECODE_BYTES_PER_PIXEL = 3100
+PULL_BACK_BYTES_PER_PIXEL = 23_300
+PULL_BACK_CHECKPOINTED = 12_600
 PROMPTS = 20_000
 """In a prompt file that is not there yet: about the size of the published sets."""
 T5_PARAMETERS = 4.76e9
@@ -175,6 +178,8 @@ def _latents_per_image(recipe: Recipe) -> int:
     window = len(recipe.window(0))
     if window == 0:
         return 1
+    if recipe.update.trains_on == "gradients":
+        return 2
     extra = recipe.update.needs_old_means + (recipe.update.beta > 0)
     return 2 + window * (1 + extra)
 
@@ -199,12 +204,21 @@ def text_tokens(m: Model) -> int:
     return m.max_sequence_length + CLIP_TOKENS * (m.family == "sd3")
 
 
+def trained_rows(recipe: Recipe) -> int:
+    """Samples of a micro-batch that an update takes through the transformer: those that groups choose."""
+    s = recipe.sampling
+    chosen = math.ceil(s.micro_batch / s.group_size) * recipe.update.chosen(s.group_size)
+    return min(s.micro_batch, chosen)
+
+
 def _activations(
     recipe: Recipe, model: Architecture, element: int, *, sharded: bool = False
 ) -> float:
     m, s = recipe.model, recipe.sampling
+    through_pixels = recipe.update.trains_on == "gradients"
+    together = s.window.size if through_pixels else recipe.update.steps_per_forward
     guided = 2 if m.guidance > 1 and m.family != "flux" else 1
-    rows = s.micro_batch * recipe.update.steps_per_forward * guided
+    rows = trained_rows(recipe) * together * guided
     side = _latent_layout(m)[0] * PATCH
     tokens = (m.height // side) * (m.width // side) + text_tokens(m)
     per_element = rows * tokens * model.width * element
@@ -213,6 +227,12 @@ def _activations(
     full = m.tuning == "full"
     copies = model.parameters * element if full and element == 2 and not sharded else 0
     if m.gradient_checkpointing:
-        return per_element * (model.blocks + RECOMPUTED[m.family]) + copies / model.blocks
-    kept = ACTIVATIONS[m.family] * (FULL if full else 1)
-    return per_element * model.blocks * kept + copies
+        found = per_element * (model.blocks + RECOMPUTED[m.family]) + copies / model.blocks
+    else:
+        kept = ACTIVATIONS[m.family] * (FULL if full else 1)
+        found = per_element * model.blocks * kept + copies
+    if not through_pixels:
+        return found
+    per_pixel = PULL_BACK_CHECKPOINTED if m.gradient_checkpointing else PULL_BACK_BYTES_PER_PIXEL
+    batch = min(recipe.update.gradient_batch, s.micro_batch)
+    return max(found, batch * m.height * m.width * per_pixel)

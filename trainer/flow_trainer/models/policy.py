@@ -57,6 +57,12 @@ class Policy(Protocol):
         """Begins to decode images, `batch` at a time."""
         ...
 
+    def pull_back(self, x_0: Tensor, gradient: Tensor, batch: int) -> Tensor:
+        """(B, C, h, w) float32: the gradient with respect to latents x_0 of what has the constant
+        gradient (B, H, W, 3) with respect to the pixels, in 0..1, that `decode` makes of them; `batch`
+        images at a time."""
+        ...
+
     def take_work(self) -> Work:
         """What `velocity` has cost since the last call, with the backward of every call that records
         gradients."""

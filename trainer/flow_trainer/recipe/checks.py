@@ -7,6 +7,7 @@ from typing import get_args
 
 from flow_trainer.errors import ConfigError
 from flow_trainer.recipe.recipe import Recipe
+from flow_trainer.recipe.rewards import Advantage
 from flow_trainer.recipe.update import Forward, OnChosenSamples, OnFinishedSamples
 from reward_api.transport.base import parse_url
 
@@ -24,6 +25,7 @@ def check_recipe(recipe: Recipe) -> None:
         _scouts,
         _objective,
         _teachers,
+        _gradients,
         _forward_process,
         _trained_steps,
     ):
@@ -185,7 +187,9 @@ def _objective(recipe: Recipe) -> None:
             f"update.step_weight = {u.step_weight} weighs Gaussian steps, which sampling.dynamics = "
             f"{s.dynamics} does not take: use flow_sde, dance_sde or flash_sde"
         )
-    if u.trains_on != "teachers" and u.forward_process != s.deterministic:
+    if u.trains_on in ("teachers", "gradients"):
+        return
+    if u.forward_process != s.deterministic:
         raise ValueError(
             f"update.objective = {u.objective} does not go with sampling.dynamics = {s.dynamics}: "
             f"{_FORWARD} train on finished samples of ode or ode2, the others on the stochastic steps of "
@@ -221,6 +225,43 @@ def _teachers(recipe: Recipe) -> None:
         raise ValueError(
             "update.objective = opd has no update.beta and no update.step_weight: leave them out"
         )
+
+
+def _gradients(recipe: Recipe) -> None:
+    s, u, w = recipe.sampling, recipe.update, recipe.sampling.window
+    if u.trains_on != "gradients":
+        return
+    name = f"update.objective = {u.objective}"
+    normalised = [n for n, reward in recipe.trained.items() if reward.normalise != "none"]
+    drawn = "has gradients of the images as they were drawn"
+    wrong = {
+        f"takes the gradient through single steps without noise, not through those of sampling.dynamics "
+        f"= {s.dynamics}: use ode": s.dynamics != "ode",
+        f"takes the gradient through few steps, not through those of sampling.window.kind = {w.kind}: "
+        "use random (ReFL) or first, with lo and size": w.kind not in ("random", "first"),
+        f"has sampling.num_steps = {s.num_steps} steps, and sampling.window.hi = {w.hi} exceeds them": (
+            (w.hi or 0) > s.num_steps
+        ),
+        "with sampling.same_latent draws the same image for a whole group: leave it out": s.same_latent,
+        f"{drawn}, so that update.updates_per_epoch = {u.updates_per_epoch} would go by old ones: use 1, "
+        "with fewer prompts per epoch": u.updates_per_epoch != 1,
+        f"{drawn}, and scoring.overlap = epoch trains on older ones: use sampling": (
+            recipe.scoring.overlap == "epoch"
+        ),
+        f"has no distributions for update.kl = {u.kl} to compare: use velocity": (
+            u.kl not in ("none", "velocity")
+        ),
+        "trains all steps of sampling.window: leave out update.trained_steps": (
+            u.trained_steps is not None
+        ),
+        f"follows rewards as they are: use weight, not normalise, for {', '.join(normalised)}": (
+            bool(normalised)
+        ),
+        "has no advantages: leave out [advantage]": recipe.advantage != Advantage(),
+    }
+    for said, is_wrong in wrong.items():
+        if is_wrong:
+            raise ValueError(f"{name} {said}")
 
 
 def _forward_process(recipe: Recipe) -> None:

@@ -127,7 +127,7 @@ class Recipe(Section):
     @property
     def window_pool(self) -> range:
         """Steps that some epoch's window may reach."""
-        w, last = self.sampling.window, self.sampling.num_steps - 1
+        w, last = self.sampling.window, self._last_step
         match w.kind:
             case "all":
                 return range(last)
@@ -136,14 +136,27 @@ class Recipe(Section):
             case _:
                 return range(w.lo, last if w.hi is None else w.hi)
 
+    @property
+    def _last_step(self) -> int:
+        """A window ends before it: the last step is never stochastic, but may have a gradient."""
+        return self.sampling.num_steps - (self.update.trains_on != "gradients")
+
+    @property
+    def sampled_steps(self) -> float:
+        """Steps from noise to a sample of training, on average: refl leaves out those after the window."""
+        if self.update.trains_on != "gradients":
+            return self.sampling.num_steps
+        pool, size = self.window_pool, self.sampling.window.size
+        return (pool.start + pool.stop + size) / 2
+
     def window(self, epoch: int) -> range:
-        """Stochastic steps of `epoch`; of the ode under opd, the steps that are trained."""
+        """Stochastic steps of `epoch`; of the ode under opd and refl, the steps that are trained."""
         if self.update.forward_process:
             return range(0)
         w = self.sampling.window
         return window(
             w.kind,
-            num_steps=self.sampling.num_steps,
+            num_steps=self._last_step + 1,
             size=w.size,
             lo=w.lo,
             hi=w.hi,

@@ -12,10 +12,13 @@ OnTrajectories = Literal["clip", "guard", "dppo"]
 OnFinishedSamples = Literal["nft", "awm", "epg", "ram", "dgpo", "crd"]
 OnChosenSamples = Literal["sft", "orw", "dpo"]
 OnTeachers = Literal["opd"]
+OnGradients = Literal["refl"]
 
 
 class Update(Section):
-    objective: Literal[OnTrajectories, OnFinishedSamples, OnChosenSamples, OnTeachers] = "clip"
+    objective: Literal[
+        OnTrajectories, OnFinishedSamples, OnChosenSamples, OnTeachers, OnGradients
+    ] = "clip"
     """On the sampled trajectories: clip: PPO's ratio clip (the paper). guard: the clip of a ratio
     normalised per step (GRPO-Guard). dppo: no clip, a mask by exact KL (Flow-DPPO). On finished
     samples that are noised again, see [forward]: nft (DiffusionNFT), awm (advantage-weighted
@@ -23,7 +26,8 @@ class Update(Section):
     (group preference), crd (regression of implied to real rewards). On chosen ones of them, the
     paper's baselines: sft (the best of each group), orw (all, weighed by exp of the reward), dpo (the
     best against the worst: Flow-DPO). Without rewards: opd, distillation of the teachers that [prompts]
-    names, on the sampled trajectories."""
+    names, on the sampled trajectories. refl: up the gradient of rewards that offer one, carried back
+    through the decoder and the steps of sampling.window, the last of which goes straight to x_0."""
     clip_range: float = Field(default=1e-4, gt=0)
     """e of the ratio's clip; for dppo, the KL per element above which a step is masked. Log-ratios
     are means over a latent's elements, so the useful range depends on resolution."""
@@ -43,6 +47,9 @@ class Update(Section):
     trained_steps: int | None = Field(default=None, ge=1)
     """Train a random subset of the window of this size, drawn per epoch (default: all of it). On the
     forward process: noise levels per sample (default: num_steps - 1)."""
+    gradient_batch: int = Field(default=1, ge=1)
+    """Under refl, images per decode that is taken back (a performance knob): such a decode takes many
+    times the memory of one that only looks."""
     steps_per_forward: int = Field(default=1, ge=1)
     """Window steps replayed in one transformer forward (a performance knob)."""
     optimizer: Literal["adamw", "adamw8bit"] = "adamw"
@@ -64,9 +71,11 @@ class Update(Section):
     @property
     def trains_on(
         self,
-    ) -> Literal["trajectories", "finished samples", "chosen samples", "teachers"]:
+    ) -> Literal["trajectories", "finished samples", "chosen samples", "teachers", "gradients"]:
         if self.objective in get_args(OnTeachers):
             return "teachers"
+        if self.objective in get_args(OnGradients):
+            return "gradients"
         if self.objective in get_args(OnTrajectories):
             return "trajectories"
         return (

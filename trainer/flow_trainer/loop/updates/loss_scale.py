@@ -72,5 +72,7 @@ def make_loss_scale(policy: Policy, recipe: Recipe) -> LossScale:
 
 def loss_pairs(recipe: Recipe) -> int:
     """(sample, step) pairs of an update, over which its loss is a mean."""
+    if recipe.update.trains_on == "gradients":
+        return recipe.share  # all steps of a sample together
     steps = len(recipe.window(0)) or recipe.sampling.num_steps - 1
     return recipe.share * min(recipe.update.trained_steps or steps, steps)

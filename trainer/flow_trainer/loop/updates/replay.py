@@ -88,9 +88,9 @@ def reference_velocities(
     world: World = ALONE,
 ) -> dict[int, Tensor] | None:
     """The reference policy's velocity (B, C, h, w) at every trained step of `samples`, by offset;
-    None without a KL term, or where samples are noised afresh. It needs no scores, so it runs while
+    None without a KL term on trajectories. It needs no scores, so it runs while
     they are still on their way."""
-    if recipe.update.beta == 0 or recipe.update.forward_process:
+    if recipe.update.beta == 0 or recipe.update.trains_on != "trajectories":
         return None
     found = {j: torch.empty_like(samples.latents[:, 0]) for j in trained_steps(recipe, epoch)}
     batches = shares(recipe, recipe.images_per_epoch)
