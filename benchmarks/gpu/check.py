@@ -107,7 +107,7 @@ def _ended(process: subprocess.Popen[bytes], limit_s: float) -> int | None:
 
 
 def _environment() -> dict[str, str]:
-    support = ("tests/support", "tests/support/checkpoints")
+    support = ("tests/support", "tests/support/checkpoints", "tests/support/rewards")
     roots = [ROOT / p for p in ("proto", "services", "trainer", *support, "benchmarks")]
     given = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
     # absolute: services run in folders of their own

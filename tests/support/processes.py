@@ -15,10 +15,11 @@ from reward_api import RewardClient
 
 ROOT = Path(__file__).resolve().parents[2]
 PATHS = os.pathsep.join(str(ROOT / name) for name in ("proto", "services", "trainer"))
-MARKS = str(Path(__file__).with_name("marks.py"))
-BRIGHTNESS = str(Path(__file__).with_name("brightness.py"))
-EVIDENCE = str(Path(__file__).with_name("evidence.py"))
-SMOOTH = str(Path(__file__).with_name("smooth.py"))
+REWARDS = Path(__file__).parent / "rewards"
+MARKS = str(REWARDS / "marks.py")
+BRIGHTNESS = str(REWARDS / "brightness.py")
+EVIDENCE = str(REWARDS / "evidence.py")
+SMOOTH = str(REWARDS / "smooth.py")
 
 
 def environment(**extra: str) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """A real service that marks images under any reward's name, by plain arithmetic and no weights.
 
-    python tests/support/marks.py NAME SCORE[,SUB...]
+    python tests/support/rewards/marks.py NAME SCORE[,SUB...]
 
 SCORE is the main score's name: mean pixel / 255; each SUB is 1 where that is above one half, else 0.
 A prompt that begins with "broken" has no score. MARKS_LOG names a file that gets a line per image.
