@@ -7,6 +7,7 @@ colour profiles are ignored, and so are texts, profiles and EXIF blocks that can
 from __future__ import annotations
 
 import io
+import zlib
 from collections.abc import Callable
 
 import numpy as np
@@ -26,9 +27,10 @@ _TURNS = {
     8: pillow.Transpose.ROTATE_90,
 }
 
-# Never seen by a person, and refused by Pillow when they are large. Without them a file has the same
-# pixels: https://www.w3.org/TR/png-3/#11Ancillary-chunks
-_UNSEEN_CHUNKS = frozenset({b"iCCP", b"tEXt", b"zTXt", b"iTXt"})
+# The ancillary chunks of a PNG file that change what a person sees here: transparency, orientation,
+# animation. Pillow refuses others when they are large or odd, and without them a file has the same pixels:
+# https://www.w3.org/TR/png-3/#11Ancillary-chunks
+_SEEN_CHUNKS = frozenset({b"tRNS", b"eXIf", b"acTL", b"fcTL", b"fdAT"})
 _MAX_CHUNKS = 16_384
 # Larger pictures are converted piece by piece: some steps of Pillow's hold the interpreter for as long as
 # they take, and a service answers for its health meanwhile. It also bounds the memory of copies.
@@ -45,7 +47,7 @@ def read_file(
     IMAGE_DECODE, and what `check_sides` raises.
     """
     try:
-        seen = _without_unseen_chunks(data) if name == "PNG" else data
+        seen = _without_unseen_chunks(memoryview(data)) if name == "PNG" else data
         with pillow.open(io.BytesIO(seen), formats=[name]) as file:
             check_sides(*file.size)
             return np.ascontiguousarray(_to_rgb(file))
@@ -149,10 +151,10 @@ def _grey(pixels: np.ndarray) -> np.ndarray:
     return spread
 
 
-def _without_unseen_chunks(data: bytes | memoryview) -> bytes | memoryview:
-    """The PNG file less its texts and colour profile; `data` itself where it has none, or is cut
-    off. Raises ItemFailure for more chunks than any encoder makes."""
-    view = memoryview(data)
+def _without_unseen_chunks(view: memoryview) -> bytes | memoryview:
+    """The PNG file less its texts, colour profile and the like; `view` itself where it has none, or is
+    cut off. Raises ItemFailure for a damaged chunk, whose pixels Pillow would show all the same, and
+    for more chunks than any encoder makes."""
     kept: list[memoryview] = []
     start = position = _PNG_HEAD
     for _ in range(_MAX_CHUNKS):
@@ -161,12 +163,29 @@ def _without_unseen_chunks(data: bytes | memoryview) -> bytes | memoryview:
         size = int.from_bytes(view[position : position + 4], "big")
         kind = bytes(view[position + 4 : position + 8])
         end = position + 12 + size
-        if kind in _UNSEEN_CHUNKS and end <= len(view):
+        is_seen = kind[:1].isupper() or kind in _SEEN_CHUNKS
+        if end > len(view):
+            break
+        if not is_seen:
             kept.append(view[start:position])
             start = end
+        elif kind != b"eXIf" and _checksum(view, position, end) != _stated_checksum(view, end):
+            raise ItemFailure(
+                Reason.IMAGE_DECODE,
+                f"not a whole PNG file: its chunk {kind.decode('latin-1')!r} at byte {position} is "
+                "damaged (the checksum differs)",
+            )
         position = end
         if kind == b"IEND":
             break
     else:
         raise ItemFailure(Reason.IMAGE_DECODE, f"the PNG file has more than {_MAX_CHUNKS} chunks")
-    return b"".join([view[:_PNG_HEAD], *kept, view[start:]]) if kept else data
+    return b"".join([view[:_PNG_HEAD], *kept, view[start:]]) if kept else view
+
+
+def _checksum(view: memoryview, position: int, end: int) -> int:
+    return zlib.crc32(view[position + 4 : end - 4])
+
+
+def _stated_checksum(view: memoryview, end: int) -> int:
+    return int.from_bytes(view[end - 4 : end], "big")

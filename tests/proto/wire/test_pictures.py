@@ -164,6 +164,11 @@ BAGGAGE = {
         exif=b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x63\0\0\0\0\0\0\0"
     ),
     "an unknown chunk": with_chunk(b"prVt", bytes(100)),
+    "a resolution of one byte": with_chunk(b"pHYs", b"x"),
+    "gamma": with_chunk(b"gAMA", struct.pack(">I", 45455)),
+    "a damaged text": with_chunk(b"tEXt", b"a\0b").replace(b"a\0b", b"a\0c"),
+    "EXIF of 2 MB": with_chunk(b"eXIf", b"II*\0" + b"\xff" * (2 << 20)),
+    "a compressed text of 100 MB": with_chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(100 << 20))),
 }
 
 
@@ -202,6 +207,22 @@ def test_a_file_that_is_cut_off_is_still_refused():
     for data in (png(NOISE)[:-3000], png()[:20], with_chunk(b"tEXt", b"a\0b")[:-40]):
         with pytest.raises(ItemFailure, match="not a whole PNG file"):
             decode_image(Image(data=data))
+
+
+@pytest.mark.parametrize("kind", [b"IDAT", b"PLTE"])
+def test_pixels_that_changed_on_the_way_are_refused(kind):
+    """Pillow shows them: it asks no checksum of a chunk."""
+    picture = NOISE.quantize(8)
+    whole = png(picture)
+    if kind == b"PLTE":
+        data = bytearray(whole)
+        data[whole.index(b"PLTE") + 4] ^= 4
+    else:  # a byte lost, in the last row
+        data = whole[: whole.index(b"IEND") - 9] + whole[whole.index(b"IEND") - 4 :]
+    with _lazy(bytes(data)) as file:
+        assert (np.asarray(file.convert("RGB")) != np.asarray(picture.convert("RGB"))).any()
+    with pytest.raises(ItemFailure, match=rf"chunk '{kind.decode()}' at byte \d+ is damaged"):
+        decode_image(Image(data=bytes(data)))
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "LA", "CMYK", "L"])

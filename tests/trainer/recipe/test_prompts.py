@@ -55,12 +55,19 @@ def test_prompts_break_at_line_feeds_alone(tmp_path: Path) -> None:
         ("c.jsonl", '["a"]', r'c\.jsonl:1: expected an object with a "prompt"'),
         ("d.jsonl", '{"prompt": "a", "metadata": 3}', "must be an object"),
         ("e.txt", None, "cannot read"),
+        ("f.txt", "prompt,tag\na cat,x\n", "header of a table"),
+        ("g.txt", "Prompt\na cat\n", "header of a table"),
+        ("h.jsonl", '{"prompt": "a", "metadata": {"x": NaN}}', "NaN is no JSON value"),
+        ("i.jsonl", '{"prompt": "\\ud800"}', "no Unicode"),
+        ("j.jsonl", "[" * 100_000, r"j\.jsonl:1: nested too deeply"),
+        ("k.txt", "röt\n".encode("latin-1"), "can't decode byte 0xf6"),
+        ("l.txt", "red\n".encode("utf-16"), "can't decode byte 0xff"),
     ],
 )
 def test_bad_prompt_files_name_the_line(
-    tmp_path: Path, name: str, content: str | None, message: str
+    tmp_path: Path, name: str, content: str | bytes | None, message: str
 ) -> None:
     if content is not None:
-        (tmp_path / name).write_text(content)
+        (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(ConfigError, match=message):
         read_prompts(tmp_path / name)

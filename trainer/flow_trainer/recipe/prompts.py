@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,6 +18,7 @@ from flow_trainer.recipe.sampling import Prompts
 
 TEXT = ".txt"
 JSON_LINES = (".jsonl", ".ndjson")
+_TABLE_HEADER = re.compile(r'(?i)"?prompts?"?|"?(?:prompt|caption|text)s?"?[,;\t].*')
 MARK_EVERY = 1024
 """Turns of the sources between two that are remembered."""
 
@@ -58,11 +60,18 @@ def read_prompts(path: str | Path) -> list[Prompt]:
         if not line.strip():
             continue
         try:
-            prompts.append(parse(line.strip()))
+            prompts.append(_checked(parse(line.strip())))
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"{path}:{number}: {error}") from None
+        except RecursionError:
+            raise ConfigError(f"{path}:{number}: nested too deeply") from None
     if not prompts:
         raise ConfigError(f"{path} holds no prompts")
+    if suffix == TEXT and _TABLE_HEADER.fullmatch(prompts[0].text):
+        raise ConfigError(
+            f"{path}: {prompts[0].text[:80]!r} is the header of a table, and a .txt has a prompt per "
+            'line and nothing else; write the table as .jsonl, an object with "prompt" per line'
+        )
     return prompts
 
 
@@ -79,8 +88,19 @@ def _parse_text(line: str) -> Prompt:
     return Prompt(line)
 
 
+def _checked(prompt: Prompt) -> Prompt:
+    """Raises ValueError for a text that no file of prompts means."""
+    if any("\ud800" <= character <= "\udfff" for character in prompt.text):
+        raise ValueError("half of a surrogate pair: the text is no Unicode")
+    return prompt
+
+
+def _not_json(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON value: leave it out, or write null")
+
+
 def _parse_json(line: str) -> Prompt:
-    row = json.loads(line)
+    row = json.loads(line, parse_constant=_not_json)
     if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
         raise ValueError('expected an object with a "prompt" string')
     metadata = row.get("metadata")
