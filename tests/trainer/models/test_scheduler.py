@@ -104,6 +104,37 @@ def test_flags_that_are_not_followed_are_refused(
         load(recipe_data, family, folder)
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"use_dynamic_shifting": False, "shift": 0.0},
+        {"use_dynamic_shifting": False, "shift": -1.0},
+        {"use_dynamic_shifting": False, "shift": float("nan")},
+        {"use_dynamic_shifting": True, "max_shift": float("inf")},
+        {
+            "use_dynamic_shifting": True,
+            "time_shift_type": "linear",
+            "base_shift": -9.0,
+            "max_shift": -9.0,
+        },
+        {"shift_terminal": 2.0},
+    ],
+)
+def test_flags_that_make_no_schedule_are_refused(
+    flags: dict[str, Any],
+    recipe_data: dict[str, Any],
+    family: str,
+    folder: Path,
+    scheduler: Path,
+) -> None:
+    """They gave NaN, or noise above 1, without a word."""
+    if "max_shift" in flags and family == "flux2_klein":
+        pytest.skip("its pipeline computes mu from the tokens alone")
+    scheduler.write_text(json.dumps({**json.loads(scheduler.read_text()), **flags}))
+    with pytest.raises(ConfigError, match="that is no schedule"):
+        load(recipe_data, family, folder).sigmas(4)
+
+
 def test_another_scheduler_is_refused(
     recipe_data: dict[str, Any], folder: Path, family: str
 ) -> None:

@@ -27,6 +27,10 @@ REFUSED = (
 """Flags that change the grid or the step in a way the dynamics do not have."""
 
 
+_SHIFTS = ("shift", "shift_terminal")
+_DYNAMIC = ("base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len")
+
+
 def check_scheduler(scheduler: Any) -> None:
     """Raises ConfigError for a scheduler whose schedule would not be the pipeline's."""
     name, config = type(scheduler).__name__, scheduler.config
@@ -57,16 +61,28 @@ def scheduler_sigmas(
     mu (linear). `mu`: that of the pipeline, where it is not linear in the tokens. `grid_end`, where the
     unshifted grid ends: "sigma_min" (the scheduler's own, SD3) or "1/num_steps" (what the other
     pipelines pass).
+
+    Raises ConfigError for flags that give no schedule: one that falls from 1 to 0.
     """
     shift, terminal = config.shift, config.shift_terminal
     if config.use_dynamic_shifting:
         mu = linear_mu(config, tokens) if mu is None else mu
         shift = mu if config.time_shift_type == "linear" else math.exp(mu)
     if grid_end == "1/num_steps":
-        return shifted_sigmas(num_steps, shift, 1 / num_steps, terminal)
-    if config.use_dynamic_shifting:
-        return shifted_sigmas(num_steps, shift, 1 / NUM_TRAIN_TIMESTEPS, terminal)
-    return static_shift_sigmas(num_steps, shift, terminal)
+        sigmas = shifted_sigmas(num_steps, shift, 1 / num_steps, terminal)
+    elif config.use_dynamic_shifting:
+        sigmas = shifted_sigmas(num_steps, shift, 1 / NUM_TRAIN_TIMESTEPS, terminal)
+    else:
+        sigmas = static_shift_sigmas(num_steps, shift, terminal)
+    falls = sigmas[0] <= 1 and bool((sigmas.diff() < 0).all())  # not when one is NaN
+    if not (falls and 0 < shift < math.inf):
+        flags = [*_SHIFTS, *(_DYNAMIC if config.use_dynamic_shifting else ())]
+        given = ", ".join(f"{flag} = {config.get(flag)}" for flag in flags)
+        raise ConfigError(
+            f"model.path's scheduler has {given}: that is no schedule, whose noise falls from 1 to 0; "
+            "correct its scheduler/scheduler_config.json"
+        )
+    return sigmas
 
 
 def linear_mu(config: Any, tokens: int) -> float:
