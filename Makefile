@@ -10,7 +10,7 @@ export PYTHONDONTWRITEBYTECODE :=
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile \
   --constraint constraints.txt
 
-.PHONY: help demo test check lint imports types proto-check test-paddle test-triton test-containers geneval-ops bench gpu-check gpu-kit clean
+.PHONY: help demo test check lint imports types proto-check test-paddle test-triton test-containers test-soak audit sbom geneval-ops bench gpu-check gpu-kit clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 17
@@ -59,6 +59,22 @@ test-triton: $(VENV)/.dev .venv-triton/.done ## the published Triton client agai
 test-containers: $(VENV)/.dev ## the images, built, started and called, on a Docker engine
 	docker/ci/run.sh $(BIN)/python
 
+# SOAK='--parts hostile kills', SOAK='--steady 3600', SOAK=--short; runs/soak keeps the figures.
+test-soak: $(VENV)/.dev ## attacks, overload, crashes, half an hour; writes docs/reliability.md
+	$(BIN)/python tests/soak/soak.py $(SOAK)
+
+audit: .venv-audit/.done ## known vulnerabilities of the pinned versions; needs the network
+	.venv-audit/bin/pip-audit --strict --disable-pip --no-deps --requirement constraints.txt
+	.venv-audit/bin/pip-audit --strict --disable-pip --no-deps --requirement constraints-paddle.txt
+
+sbom: $(VENV)/.dev .venv-audit/.done ## the development environment as CycloneDX, sbom.cdx.json
+	.venv-audit/bin/cyclonedx-py environment $(BIN)/python --output-file sbom.cdx.json
+
+.venv-audit/.done:
+	$(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/python -m pip --disable-pip-version-check install --quiet cyclonedx-bom==7.5.0 pip-audit==2.10.1
+	@touch $@
+
 geneval-ops: ## GenEval's image with mmcv's operators compiled: a quarter of an hour on two cores
 	MMCV_OPS=1 docker compose build geneval
 
@@ -101,4 +117,4 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@ $(VENV)/.demo
 
 clean: ## remove the environments and caches, not the runs
-	rm -rf $(VENV) .venv-proto .venv-paddle .venv-triton .venv-bench .venv-containers .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) .venv-proto .venv-paddle .venv-triton .venv-bench .venv-audit .venv-containers .pytest_cache .ruff_cache .import_linter_cache

@@ -15,3 +15,6 @@ if [ -n "$opencv" ]; then
   pip uninstall --yes opencv-python
   pip install --no-deps --force-reinstall "opencv-python-headless==$opencv"
 fi
+
+# The image's bill of materials: names, versions and licences of what is in it.
+pip inspect > /opt/flow-rewards/packages.json

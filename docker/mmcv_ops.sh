@@ -13,3 +13,4 @@ export MMCV_WITH_OPS=1 FORCE_CUDA CFLAGS=-g0
 pip install --no-deps --no-build-isolation --no-binary mmcv \
   "mmcv==$MMCV_VERSION"
 /opt/flow-rewards/bin/python -c "from mmcv.ops import MultiScaleDeformableAttention"
+pip inspect > /opt/flow-rewards/packages.json

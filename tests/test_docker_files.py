@@ -115,6 +115,17 @@ def test_images_get_what_their_extra_needs() -> None:
     assert {"torch", "diffusers", "peft"} <= packages("trainer")
 
 
+@pytest.mark.parametrize("script", ["install.sh", "mmcv_ops.sh"])
+def test_images_carry_a_bill_of_materials(script: str) -> None:
+    """Written last, by whatever changes what is installed."""
+    *_, last = (DOCKER / script).read_text().splitlines()
+    assert last == "pip inspect > /opt/flow-rewards/packages.json"
+    inspect = ["-m", "pip", "--python", sys.executable, "inspect"]
+    run = subprocess.run([sys.executable, *inspect], capture_output=True, text=True, check=True)
+    found = {entry["metadata"]["name"].lower() for entry in json.loads(run.stdout)["installed"]}
+    assert {"pillow", "numpy", "pydantic"} <= found
+
+
 def test_an_image_without_a_reward_is_refused() -> None:
     command = [sys.executable, str(DOCKER / "requirements.py"), "nonsense"]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from processes import ROOT, environment
+from processes import ROOT, environment, fixed_ports
 
 DOCUMENTS = sorted(
     path
@@ -22,6 +22,7 @@ DOCUMENTS = sorted(
 )
 # Blocks marked `sh` are run; `console` marks what is only shown (long, or needs Docker or a GPU).
 BLOCK = re.compile(r"^```sh\n(.*?)^```", re.MULTILINE | re.DOTALL)
+NAMED_TEST = re.compile(r"`(?:tests/)?([\w/]+\.py)?(?:::(test_\w+))?`")
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
 
 
@@ -51,8 +52,20 @@ def test_links_lead_somewhere(path: Path) -> None:
     assert not missing
 
 
+@pytest.mark.parametrize("document", ["security.md", "reliability.md"])
+def test_the_tests_that_a_document_names_exist(document: str) -> None:
+    """As `folder/file.py`, `folder/file.py::test` or, of the file before, `::test`."""
+    named = NAMED_TEST.findall((ROOT / "docs" / document).read_text(encoding="utf-8"))
+    assert len(named) > 10
+    text = ""
+    for file, test in named:
+        if file and (test or "/" in file):
+            text = (ROOT / "tests" / file).read_text(encoding="utf-8")
+        assert not test or f"def {test}(" in text, f"{file}::{test}"
+
+
 @pytest.mark.system
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)  # with the wait for the ports
 @pytest.mark.parametrize("path", list(documents_with_commands()), ids=name)
 def test_commands_run(path: Path, tmp_path: Path) -> None:
     """Runs a document's `sh` blocks as one script in a copy of the checkout's layout."""
@@ -64,12 +77,13 @@ def test_commands_run(path: Path, tmp_path: Path) -> None:
     # the services end before the script does, so that the next document finds the ports free
     script = f"set -euo pipefail\ntrap 'kill $(jobs -p) 2>/dev/null || true; wait' EXIT\n{commands}"
     bin_folder = str(Path(sys.executable).parent)
-    done = subprocess.run(
-        ["bash", "-c", script],
-        cwd=tmp_path,
-        env=environment(PATH=bin_folder + os.pathsep + os.environ["PATH"]),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    with fixed_ports():
+        done = subprocess.run(
+            ["bash", "-c", script],
+            cwd=tmp_path,
+            env=environment(PATH=bin_folder + os.pathsep + os.environ["PATH"]),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
     assert done.returncode == 0, f"{commands}\n{done.stdout}\n{done.stderr}"

@@ -63,6 +63,15 @@ print([name for name in ('torch', 'flow_trainer', 'pip') if find_spec(name)])"
     )
 
 
+def test_an_image_carries_its_bill_of_materials(stack: Stack) -> None:
+    (container,) = stack.containers("ocr")
+    listed = json.loads(stack.docker("exec", container, "cat", "/opt/flow-rewards/packages.json"))
+    found = {p["metadata"]["name"].lower(): p["metadata"]["version"] for p in listed["installed"]}
+    assert f"fastapi=={found['fastapi']}" in (ROOT / "constraints.txt").read_text()
+    assert "torch" not in found
+    assert "opencv-python-headless" in found
+
+
 @pytest.mark.parametrize(
     "url", ["http://127.0.0.1:8101", "grpc://127.0.0.1:9101", "http://127.0.0.1:8100/ocr"]
 )

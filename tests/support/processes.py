@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,6 +28,15 @@ SMOOTH = str(REWARDS / "smooth.py")
 
 def environment(**extra: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": PATHS, "OMP_NUM_THREADS": "1", **extra}
+
+
+@contextmanager
+def fixed_ports() -> Iterator[None]:
+    """While a test uses the ports that the documents name: one at a time on this machine, whatever
+    worker or checkout it runs in."""
+    with open(Path(tempfile.gettempdir()) / "flow-rewards-ports.lock", "a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield  # the lock ends with the file
 
 
 @dataclass
@@ -53,11 +66,17 @@ class Services:
     """Whether what the n-th one logs goes to `logN.txt` in the folder, not to standard error."""
 
     def start(
-        self, *command: str, http_port: int = 0, wait_ready: bool = True, **variables: str
+        self,
+        *command: str,
+        http_port: int = 0,
+        grpc_port: int = 0,
+        wait_ready: bool = True,
+        **variables: str,
     ) -> Service:
         """`start(BRIGHTNESS)` or `start("-m", "reward_services", "jpeg")`; returns when ready."""
         ports_file = self.folder / f"ports{len(self.started)}.json"
-        flags = ["--http-port", str(http_port), "--grpc-port", "0", "--port-file", str(ports_file)]
+        flags = ["--http-port", str(http_port), "--grpc-port", str(grpc_port)]
+        flags += ["--port-file", str(ports_file)]
         log = self.folder / f"log{len(self.started)}.txt" if self.log else os.devnull
         with open(log, "ab") as file:
             process = subprocess.Popen(
