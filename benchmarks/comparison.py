@@ -7,18 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from flow_trainer.doctor.estimate import forwards
 from flow_trainer.recipe import load_recipe
-from flow_trainer.record.report import read_metrics
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+from flow_trainer.record.report import charts, read_metrics
+from flow_trainer.record.report.series import joined
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,23 +125,21 @@ def _cells(runs: Sequence[Outcome]) -> list[str]:
 
 
 def draw(outcomes: Outcomes, path: Path) -> None:
-    """Validation score against forwards and against CPU seconds: thin lines are seeds, bold ones
-    their mean. The format follows the suffix of `path`."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 4.4), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True)
-    for (name, runs), color in zip(outcomes.items(), COLORS, strict=False):
-        for axes, x in ((left, "forwards"), (right, "cpu_s")):
-            _lines(axes, [_xy(run, x) for run in runs], name, color)
-    left.set_xlabel("transformer forwards")
+    """Validation score against forwards and against CPU seconds, as `flow-grpo report` draws: lines are
+    means over the seeds, bands reach from the lowest to the highest. The format follows the suffix of
+    `path`."""
+    figure, (left, right) = charts.new_axes(
+        "transformer forwards", "validation score", width=11, height=4.4, columns=2
+    )
     right.set_xlabel("CPU seconds of training")
-    left.set_ylabel("validation score")
+    for number, (name, runs) in enumerate(outcomes.items()):
+        for axes, x in ((left, "forwards"), (right, "cpu_s")):
+            if runs:
+                curve = joined([_xy(run, x) for run in runs])
+                charts.draw_curve(axes, curve, charts.Look(number), label=name)
     left.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:.0f}k" if value else "0")
     for axes in (left, right):
         axes.set_xlim(left=0)
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
     left.legend(frameon=False, fontsize=9)
     figure.savefig(path, dpi=110)
 
@@ -154,10 +147,3 @@ def draw(outcomes: Outcomes, path: Path) -> None:
 def _xy(run: Outcome, x: str) -> np.ndarray:
     """(2, points)"""
     return np.array([[getattr(point, x), point.score] for point in run.curve]).T
-
-
-def _lines(axes: Axes, curves: Sequence[np.ndarray], name: str, color: str) -> None:
-    for curve in curves:
-        axes.plot(*curve, color=color, linewidth=0.8, alpha=0.4)
-    if curves:
-        axes.plot(*np.mean(curves, axis=0), color=color, linewidth=2.2, label=name)

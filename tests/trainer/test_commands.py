@@ -12,6 +12,7 @@ import pytest
 from flow_trainer.__main__ import main
 from flow_trainer.recipe import load_recipe
 from processes import Service
+from run_folders import make_run
 
 TOML = """
 name = "tiny"
@@ -119,7 +120,16 @@ def test_train_evaluate_report(
     assert 0 < summary["score"] < 1
     assert (out / "images.png").exists()
     assert main(["report", str(run)]) == 0
-    assert (run / "report.html").exists()
+    assert capsys.readouterr().out == f"{run / 'report.html'}\n"
+    html = (run / "report.html").read_text()
+    assert "Rollout reward" in html
+    assert "red, epoch 1" in html
+    page = tmp_path / "pages" / "two.html"
+    other = make_run(tmp_path / "other-7", seed=7)
+    assert main(["report", str(run), str(other), "--out", str(page)]) == 0
+    assert "2 recipes compared" in page.read_text()
+    assert main(["report", str(run), str(out)]) == 2
+    assert f"{out} holds no recipe.json: is it a run folder?" in capsys.readouterr().err
 
 
 def test_mistakes_are_one_line_and_status_2(

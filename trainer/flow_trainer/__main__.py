@@ -107,8 +107,19 @@ def _parser() -> argparse.ArgumentParser:
     recipes = commands.add_parser("recipes", help="list recipes: source, cost and evidence")
     recipes.add_argument("folder", type=Path, nargs="?", help="(default: this checkout's)")
 
-    report = commands.add_parser("report", help="write RUN/report.html, self-contained")
-    report.add_argument("run", type=Path)
+    report = commands.add_parser(
+        "report",
+        help="one HTML file about a run, or several compared",
+        description="Writes one HTML file without outside requests: curves (runs of one recipe with "
+        "several seeds as a band), alarms, pictures, timings, and what differs between the recipes.",
+    )
+    report.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a run's folder")
+    report.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="(default: report.html in the run's folder, or in the one that several have in common)",
+    )
 
     _prompts_parser(commands.add_parser("prompts", help="write GenEval or text-rendering prompts"))
 

@@ -102,7 +102,7 @@ def plan(arguments: argparse.Namespace) -> int:
 def report(arguments: argparse.Namespace) -> int:
     from flow_trainer.record.report import write_report
 
-    print(write_report(arguments.run))
+    print(write_report(*arguments.runs, out=arguments.out))
     return 0
 
 

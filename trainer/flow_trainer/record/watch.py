@@ -10,11 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from flow_trainer.record.quantities import QUANTITIES, Quantity
 
 THUMBNAIL = 16
 """Pixels of a side; a group's diversity is measured on thumbnails."""
@@ -22,29 +24,6 @@ _SMOOTHED = 3
 """Epochs whose mean is compared with the band."""
 _DEVIATIONS = 4.0
 """Half the band's width, in standard deviations of the first epochs."""
-
-
-@dataclass(frozen=True, slots=True)
-class Quantity:
-    """What is watched, and the least departure that can matter."""
-
-    title: str
-    side: Literal["both", "below", "above"]
-    absolute: float = 0.0
-    relative: float = 0.0
-    """Of the first epochs' mean."""
-
-
-QUANTITIES = {
-    "latent_norm": Quantity("norm of the latents (root mean square)", "both", relative=0.1),
-    "brightness": Quantity("brightness (0 to 1)", "both", absolute=0.1),
-    "saturation": Quantity("saturation (0 to 1)", "both", absolute=0.12),
-    "sharpness": Quantity("sharpness (mean step between neighbours, 0 to 1)", "both", relative=0.5),
-    "diversity": Quantity("diversity inside groups (0 to 1)", "below", relative=0.3),
-    "kl": Quantity("KL to the reference", "above", relative=10.0),
-    "zero_std_ratio": Quantity("groups of equal rewards (share)", "above", absolute=0.3),
-}
-"""By their name in the metrics."""
 
 
 @dataclass(frozen=True, slots=True)
