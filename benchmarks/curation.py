@@ -89,7 +89,7 @@ def make_set(folder: Path, count: int, side: int) -> Counter[str]:
             path = path.with_suffix(".jpg")
         elif kind == "too small":
             image = image.resize((side // 2, side // 2))
-        image.save(path, **({"quality": 60} if path.suffix == ".jpg" else {}))
+        image.save(path, quality=60)  # of JPEG; PNG has none
         if kind == "broken":
             path.write_bytes(path.read_bytes()[:200])
         if kind != "no caption":

@@ -46,4 +46,4 @@ def read_cropped(data: bytes, width: int, height: int, *, upscale: bool = False)
     if not upscale and (whole.width < width or whole.height < height):
         raise Unusable(f"too small: {whole.width} x {whole.height} pixels")
     fitted = ImageOps.fit(whole, (width, height), Image.Resampling.LANCZOS)
-    return Picture(np.ascontiguousarray(fitted), whole.size)
+    return Picture(np.array(fitted), whole.size)

@@ -32,6 +32,8 @@ class Forwards:
 def forwards(recipe: Recipe) -> Forwards:
     """The first epoch's cost, if every sample has an advantage; groups of equal rewards are skipped."""
     u, model = recipe.update, recipe.model
+    if u.trains_on == "data":
+        return Forwards(0, 0)
     rows = 2 if model.classifier_free > 1 else 1
     backward = 1 if model.tuning == "lora" else 2
     passes = rows * (1 + backward + int(model.gradient_checkpointing))
@@ -81,15 +83,17 @@ def dry_run(recipe: Recipe, gpus: int = 1) -> Iterator[str]:
         f"{recipe.images_per_epoch} images per epoch, {u.updates_per_epoch} "
         f"update{'s' * (u.updates_per_epoch > 1)} per epoch, {recipe.epochs} epochs"
     )
-    stochastic = "" if s.deterministic else f", {len(recipe.window(0))} of them stochastic"
-    yield (
-        f"steps     {s.num_steps} sampled ({s.dynamics}){stochastic}, "
-        f"{trained_steps(recipe)} trained per image"
-    )
-    yield (
-        f"forwards  {f.total} per image: {f.sampling} sampling, {f.training} training "
-        f"({f.total * recipe.images_per_epoch:,} per epoch)"
-    )
+    yield from _data_lines(recipe)
+    if u.trains_on != "data":
+        stochastic = "" if s.deterministic else f", {len(recipe.window(0))} of them stochastic"
+        yield (
+            f"steps     {s.num_steps} sampled ({s.dynamics}){stochastic}, "
+            f"{trained_steps(recipe)} trained per image"
+        )
+        yield (
+            f"forwards  {f.total} per image: {f.sampling} sampling, {f.training} training "
+            f"({f.total * recipe.images_per_epoch:,} per epoch)"
+        )
     model = inspect(recipe.model.path, recipe.model.family, recipe.model.lora_rank)
     if model is None:
         yield f"memory    unknown: the size of {recipe.model.path} is not on record"
@@ -97,6 +101,22 @@ def dry_run(recipe: Recipe, gpus: int = 1) -> Iterator[str]:
     trained = model.lora_parameters if recipe.model.tuning == "lora" else model.parameters
     yield f"model     {model.parameters:,} parameters, {trained:,} trained"
     yield from _memory_lines(memory(recipe, model, gpus), gpus)
+
+
+def _data_lines(recipe: Recipe) -> Iterator[str]:
+    d, u = recipe.data, recipe.update
+    if d is None:
+        return
+    what = f"pairs of {d.pairs}" if d.pairs is not None else f"images of {d.images}"
+    rows = d.batch * d.members * d.levels * u.updates_per_epoch
+    passes = (2 if recipe.model.family != "flux" and d.guidance > 1 else 1) * (
+        2 + (recipe.model.tuning == "full") + recipe.model.gradient_checkpointing + (d.members - 1)
+    )
+    alone = " and nothing else" if u.trains_on == "data" else ""
+    yield (
+        f"data      {d.batch} {what} per update at {d.levels} noise level{'s' * (d.levels > 1)}{alone}: "
+        f"{rows * passes:,} forwards per epoch"
+    )
 
 
 def _memory_lines(found: Memory, gpus: int) -> Iterator[str]:

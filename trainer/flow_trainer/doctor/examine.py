@@ -15,6 +15,7 @@ from flow_trainer.doctor.precision import check_precision
 from flow_trainer.doctor.services import check_reward
 from flow_trainer.errors import ConfigError, TrainerError
 from flow_trainer.loop.ratio import measure_ratio
+from flow_trainer.loop.updates.examples import open_examples
 from flow_trainer.models.hub import can_load
 from flow_trainer.models.load import load_policy
 from flow_trainer.models.policy import Policy
@@ -72,6 +73,8 @@ def _check_prompts(recipe: Recipe) -> Check:
                 f"{f'its {wanted} of ' * bool(source)}sampling.prompts_per_epoch = "
                 f"{recipe.sampling.prompts_per_epoch}: lower it, or add prompts to {path}",
             )
+    if (examples := open_examples(recipe)) is not None:
+        counts["image-text examples"] = len(examples)
     return Check("prompts", True, ", ".join(f"{n} {name}" for name, n in counts.items()))
 
 
@@ -131,7 +134,7 @@ def _check_policy(recipe: Recipe) -> Iterator[Check]:
         policy = load_policy(
             recipe.model,
             device,
-            with_reference=recipe.update.needs_reference,
+            with_reference=recipe.needs_reference,
             teachers=recipe.teachers,
         )
     except TrainerError as error:

@@ -74,12 +74,14 @@ class Plan:
 
 def plan(recipe: Recipe) -> Plan:
     """Runs a micro-batch of `recipe` on a fake GPU. Raises ConfigError for a model whose parts are
-    not on record, and for one that has teachers."""
+    not on record, and for one that has teachers or no samples. [data] beside samples is left out."""
     if recipe.teachers:
         raise ConfigError(
             f"no fake run for update.objective = {recipe.update.objective}: its teachers would have to be "
             "downloaded"
         )
+    if recipe.update.trains_on == "data":
+        raise ConfigError("no fake run for update.objective = data: it has no samples to draw")
     small = _one_micro_batch(recipe)
     with fake_gpu(torch.device("cpu")) as ledger:
         return _Epoch(small, ledger, trained=trained_rows(recipe)).run()
@@ -334,7 +336,7 @@ def _fake_policy(recipe: Recipe, ledger: Ledger, blocks: int | None) -> Diffuser
             dataclasses.replace(family, encode=encode),
             m,
             ledger.device,
-            with_reference=recipe.update.needs_reference,
+            with_reference=recipe.needs_reference,
             pipeline=pipeline,
         )
 

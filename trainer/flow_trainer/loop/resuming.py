@@ -46,6 +46,16 @@ def check_prompts(progress: Progress, prompts: Sequence[Prompt]) -> None:
     progress.prompts = digest
 
 
+def check_data(progress: Progress, digest: str | None) -> None:
+    """The same for image-text data, by its captions and its images' names."""
+    if digest is not None and progress.data not in (None, digest):
+        raise ConfigError(
+            "[data] holds other images or captions than the run began with: restore them, or start a "
+            "run of its own with --out"
+        )
+    progress.data = digest
+
+
 def keep_recipe(recipe: Recipe, folder: Path, changes: Changes, epoch: int) -> None:
     """Writes recipe.json; the one before stays beside it where it differs."""
     path = folder / RECIPE_FILE

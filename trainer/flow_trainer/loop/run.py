@@ -12,8 +12,15 @@ from torch import nn
 
 from flow_trainer.algorithm.ema import Ema, ema_rule, old_policy_rule
 from flow_trainer.errors import ConfigError
-from flow_trainer.loop.resuming import check_prompts, keep_recipe, recipe_changes, what_is_said
+from flow_trainer.loop.resuming import (
+    check_data,
+    check_prompts,
+    keep_recipe,
+    recipe_changes,
+    what_is_said,
+)
 from flow_trainer.loop.scoring import Scorer
+from flow_trainer.loop.updates.examples import Examples, open_examples
 from flow_trainer.loop.updates.loss_scale import LossScale, make_loss_scale
 from flow_trainer.loop.updates.optimizers import make_optimizer
 from flow_trainer.loop.updates.through_pixels import check_gradients
@@ -50,6 +57,8 @@ class Run:
     progress: Progress
     prompts: dict[str, list[Prompt]]
     world: World
+    examples: Examples | None = None
+    """Image-text data."""
     resumed: bool = False
     """It goes on from a checkpoint."""
     stopping: bool = False
@@ -104,6 +113,7 @@ def _open(
     torch.backends.cuda.matmul.allow_tf32 = True
     splits = {split: read_split(recipe.prompts, split) for split in SPLITS}
     prompts = {split: found for split, found in splits.items() if found}
+    examples = open_examples(recipe)
     scorer.wait_ready(recipe.scoring.outage_wait_s if resume else scorer.timeout_s)
     metadata = scorer.metadata()
     check_gradients(recipe, metadata)
@@ -111,11 +121,12 @@ def _open(
     policy = load_policy(
         recipe.model,
         device,
-        with_reference=recipe.update.needs_reference,
+        with_reference=recipe.needs_reference,
         mesh=world.mesh,
         teachers=recipe.teachers,
     )
-    fit = policy.prepare_prompts([prompt.text for split in prompts.values() for prompt in split])
+    texts = [prompt.text for split in prompts.values() for prompt in split]
+    fit = policy.prepare_prompts([*texts, *(examples.prompts if examples else ())])
     u = recipe.update
     parameters = policy.trainable()
     world.barrier()  # loading may take one rank longer than NCCL's first collective would wait
@@ -134,6 +145,7 @@ def _open(
     progress = checkpoints.resume(policy, optimizer, averages) if resume else None
     resumed, progress = progress is not None, progress or Progress()
     check_prompts(progress, prompts["train"])
+    check_data(progress, examples.digest if examples else None)
     log = QuietLog()
     if world.is_main:
         log = RunLog(folder, recipe, offsets=progress.log_offsets if resumed else None)
@@ -160,6 +172,7 @@ def _open(
         progress,
         prompts,
         world,
+        examples,
         resumed,
     )
     note_revisions(run, {name: meta.revision for name, meta in metadata.items()})

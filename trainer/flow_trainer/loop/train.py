@@ -15,6 +15,7 @@ import numpy as np
 
 from flow_trainer.errors import Interrupted
 from flow_trainer.loop.epoch_log import (
+    log_data_epoch,
     log_epoch,
     log_fixed,
     log_grid,
@@ -28,12 +29,11 @@ from flow_trainer.loop.feedback import Feedback
 from flow_trainer.loop.ratio import check_ratio
 from flow_trainer.loop.run import Run, note_revisions, open_run
 from flow_trainer.loop.sampling import Batch, sample, sample_again
-from flow_trainer.loop.update import update
+from flow_trainer.loop.update import update, update_on_data
 from flow_trainer.loop.watching import Watching
 from flow_trainer.parallel.world import open_world, pick_device, restarted
 from flow_trainer.recipe import Recipe
 from flow_trainer.record.lock import sole_trainer
-from flow_trainer.record.scores import Scores
 
 
 def train(recipe: Recipe, folder: Path, *, resume: bool = False) -> dict[str, Any]:
@@ -50,7 +50,10 @@ def train(recipe: Recipe, folder: Path, *, resume: bool = False) -> dict[str, An
         try:
             with _signals(run), closing(Watching(run)) as watching:
                 before = _heldout(run, "before")
-                _epochs(run, watching)
+                if recipe.update.trains_on == "data":
+                    _epochs_of_data(run)
+                else:
+                    _epochs(run, watching)
                 after = _finish(run)
             return write_summary(run, before, after)
         finally:
@@ -111,23 +114,42 @@ def _epochs(run: Run, watching: Watching) -> None:
             timing,
         )
         watching.ring(epoch + 1, metrics)
-        _after_epoch(run, batch, feedback.scores)
+        mean = feedback.scores.mean()
+        note = "no scores" if mean is None else f"reward {mean:.3f}"
+        _after_epoch(run, epoch + 1, note, batch)
 
 
-def _after_epoch(run: Run, batch: Batch, scores: Scores) -> None:
+def _epochs_of_data(run: Run) -> None:
+    """Epochs without samples: image-text data alone."""
+    recipe = run.recipe
+    if not run.resumed:
+        log_fixed(run, 0)
+        run.save()
+    run.log.start(run.progress.epoch)
+    for epoch in range(run.progress.epoch, recipe.epochs):
+        restart_meters(run)
+        started = time.perf_counter()
+        stats = update_on_data(run, epoch)
+        seconds = time.perf_counter() - started
+        run.progress.epoch = epoch + 1
+        run.progress.updates += stats.updates
+        run.progress.train_seconds += seconds
+        log_data_epoch(run, epoch, stats, seconds)
+        _after_epoch(run, epoch + 1, f"loss {stats.beside['data.loss']:.4f}")
+
+
+def _after_epoch(run: Run, epoch: int, note: str, batch: Batch | None = None) -> None:
     """Validation, sample grid and checkpoint when they are due, and the way out on a signal."""
-    recipe, epoch = run.recipe, batch.epoch + 1
+    recipe = run.recipe
     if _due(epoch, recipe.evaluation.every, recipe.epochs):
         _validate(run, epoch)
-    if recipe.logging.image_every and epoch % recipe.logging.image_every == 0:
+    if batch and recipe.logging.image_every and epoch % recipe.logging.image_every == 0:
         log_grid(run, batch)
     if _due(epoch, recipe.logging.image_every, recipe.epochs):
         log_fixed(run, epoch)
     stopping = run.asked_to_stop()
     if stopping or _due(epoch, recipe.checkpoints.every, recipe.epochs):
         run.save()
-    mean = scores.mean()
-    note = "no scores" if mean is None else f"reward {mean:.3f}"
     run.log.advance(epoch, recipe.epochs, note)
     if stopping:
         raise Interrupted(f"stopped after epoch {epoch}; saved")

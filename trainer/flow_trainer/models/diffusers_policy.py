@@ -189,6 +189,21 @@ class DiffusersPolicy:
         pixels = self._vae.decode(z, return_dict=False)[0]
         return pixels[:, :, 0] if pixels.ndim == 5 else pixels  # a video VAE: one frame
 
+    @torch.no_grad()
+    def to_latents(self, images: Tensor, batch: int) -> Tensor:
+        # the way back from what `unscale` does to every element: times a, plus b
+        zeros = torch.zeros(1, *self.latent_shape, device=self.device)
+        b = self._family.unscale(self._vae, zeros)
+        a = self._family.unscale(self._vae, zeros + 1) - b
+        found = []
+        with self._on_device(self._vae):
+            for chunk in images.split(batch):
+                x = chunk.to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1
+                z = self._vae.encode(x if b.ndim == 4 else x[:, :, None]).latent_dist.mode()
+                x_0 = (z - b) / a
+                found.append(x_0 if x_0.ndim == 4 else x_0[:, :, 0])
+        return torch.cat(found)
+
     def trainable(self) -> dict[str, nn.Parameter]:
         return self._tuning.trainable
 
@@ -204,6 +219,9 @@ class DiffusersPolicy:
     def teacher(self, name: str, guidance: float | None = None) -> Iterator[None]:
         with self._tuning.teacher(name), self._guided(guidance):
             yield
+
+    def guided(self, guidance: float) -> AbstractContextManager[None]:
+        return self._guided(guidance)
 
     @contextmanager
     def _guided(self, scale: float | None) -> Iterator[None]:

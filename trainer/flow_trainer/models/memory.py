@@ -116,7 +116,7 @@ def memory(recipe: Recipe, model: Architecture, gpus: int = 1) -> Memory:
     whole = model.parameters + model.buffers
     weights = whole * element + trained * 4 if lora else whole * 4
     weights += len(recipe.teachers) * model.lora_parameters * 4
-    if not lora and u.needs_reference:
+    if not lora and recipe.needs_reference:
         weights += whole * element
     moments = 8 if u.optimizer == "adamw" else 2
     state = trained * (4 + moments + 4 * recipe.ema.enabled + 4 * u.forward_process)

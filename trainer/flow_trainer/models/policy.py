@@ -63,6 +63,15 @@ class Policy(Protocol):
         images at a time."""
         ...
 
+    def to_latents(self, images: Tensor, batch: int) -> Tensor:
+        """The latents (B, C, h, w) float32, on `device`, of images (B, H, W, 3) uint8: the mean that the
+        VAE gives, `batch` images at a time."""
+        ...
+
+    def guided(self, guidance: float) -> AbstractContextManager[None]:
+        """Inside, `velocity` has this scale of guidance instead of the recipe's."""
+        ...
+
     def take_work(self) -> Work:
         """What `velocity` has cost since the last call, with the backward of every call that records
         gradients."""

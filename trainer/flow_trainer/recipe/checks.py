@@ -26,6 +26,7 @@ def check_recipe(recipe: Recipe) -> None:
         _objective,
         _teachers,
         _gradients,
+        _data,
         _forward_process,
         _trained_steps,
     ):
@@ -187,7 +188,7 @@ def _objective(recipe: Recipe) -> None:
             f"update.step_weight = {u.step_weight} weighs Gaussian steps, which sampling.dynamics = "
             f"{s.dynamics} does not take: use flow_sde, dance_sde or flash_sde"
         )
-    if u.trains_on in ("teachers", "gradients"):
+    if u.trains_on in ("teachers", "gradients", "data"):
         return
     if u.forward_process != s.deterministic:
         raise ValueError(
@@ -262,6 +263,33 @@ def _gradients(recipe: Recipe) -> None:
     for said, is_wrong in wrong.items():
         if is_wrong:
             raise ValueError(f"{name} {said}")
+
+
+def _data(recipe: Recipe) -> None:
+    d, u = recipe.data, recipe.update
+    if d is None:
+        if u.trains_on == "data":
+            raise ValueError("update.objective = data needs [data] with images or pairs")
+        return
+    if (d.images is None) == (d.pairs is None):
+        raise ValueError(
+            "[data]: name images, a folder or hf:NAME for supervised fine-tuning, or pairs, a .jsonl file "
+            "for Flow-DPO; one of the two"
+        )
+    if u.trains_on != "data":
+        return
+    changed = {
+        "update.beta": u.beta > 0,
+        "update.trained_steps": u.trained_steps is not None,
+        "update.step_weight": u.step_weight != "none",
+        "update.keep": u.keep is not None,
+        "scoring.overlap": recipe.scoring.overlap != "sampling",
+    }
+    if any(changed.values()):
+        name = next(name for name, is_set in changed.items() if is_set)
+        raise ValueError(
+            f"update.objective = data draws no samples, which {name} is about: leave it out"
+        )
 
 
 def _forward_process(recipe: Recipe) -> None:
@@ -344,11 +372,14 @@ def _trained_steps(recipe: Recipe) -> None:
 def busy_share(recipe: Recipe, size: int) -> float:
     """Which part of the time `size` ranks have a micro-batch to work on. Raises ConfigError when an
     update has fewer micro-batches than there are ranks."""
-    batches = -(-recipe.share // recipe.sampling.micro_batch)
+    images = recipe.share
+    if recipe.data is not None and recipe.update.trains_on == "data":
+        images = recipe.data.batch * recipe.data.members
+    batches = -(-images // recipe.sampling.micro_batch)
     if batches < size:
         raise ConfigError(
-            f"an update's {recipe.share} images in micro-batches of {recipe.sampling.micro_batch} "
+            f"an update's {images} images in micro-batches of {recipe.sampling.micro_batch} "
             f"are work for {batches} processes, not for {size}: set sampling.micro_batch to "
-            f"{max(recipe.share // size, 1)} or less, or start fewer processes"
+            f"{max(images // size, 1)} or less, or start fewer processes"
         )
     return batches / (-(-batches // size) * size)

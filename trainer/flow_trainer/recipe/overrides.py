@@ -28,11 +28,14 @@ def apply_override(data: dict[str, Any], override: str) -> None:
 
 
 def resolve_paths(data: dict[str, Any], folder: Path) -> None:
-    """Makes relative paths of prompts, and of models and adapters that exist as a folder, absolute in
-    `folder`."""
+    """Makes relative paths of prompts and data, and of models and adapters that exist as a folder,
+    absolute in `folder`."""
     model, prompts = data.get("model"), data.get("prompts")
     if isinstance(model, dict) and isinstance(model.get("path"), str):
         _resolve(model, ("path", "adapter"), folder, only_folders=True)
+    if isinstance(image_text := data.get("data"), dict):
+        hub = str(image_text.get("images")).startswith("hf:")
+        _resolve(image_text, ("pairs",) if hub else ("images", "pairs"), folder)
     if not isinstance(prompts, dict):
         return
     sources = prompts.get("sources")

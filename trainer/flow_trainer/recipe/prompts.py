@@ -151,7 +151,7 @@ def mixed_epoch_prompts(
                 f"prompts.sources.{name} has {len(places[name])} training prompts, and an epoch takes "
                 f"{count} of them: lower its weight or sampling.prompts_per_epoch, or add prompts"
             )
-        walked = _walk(len(places[name]), count, before[name], f"{seed}/{name}")
+        walked = walk(len(places[name]), count, before[name], f"{seed}/{name}")
         chosen[name] = iter([places[name][index] for index in walked])
     return [next(chosen[name]) for name in turns]
 
@@ -198,10 +198,10 @@ def epoch_prompts(num_prompts: int, prompts_per_epoch: int, epoch: int, seed: in
             f"sampling.prompts_per_epoch = {prompts_per_epoch} but there are only {num_prompts} "
             "training prompts: lower it, or add prompts"
         )
-    return _walk(num_prompts, prompts_per_epoch, epoch * prompts_per_epoch, seed)
+    return walk(num_prompts, prompts_per_epoch, epoch * prompts_per_epoch, seed)
 
 
-def _walk(num_prompts: int, count: int, position: int, seed: int | str) -> list[int]:
+def walk(num_prompts: int, count: int, position: int, seed: int | str) -> list[int]:
     """`count` distinct indices from `position` on in the passes over the prompts."""
     chosen: list[int] = []
     while len(chosen) < count:

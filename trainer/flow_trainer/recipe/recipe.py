@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pydantic import Field
 
 from flow_trainer.algorithm.window import window
+from flow_trainer.recipe.data import Data
 from flow_trainer.recipe.model import Model
 from flow_trainer.recipe.rewards import Advantage, Reward, Scoring
 from flow_trainer.recipe.running import Checkpoints, Evaluation, Logging, Parallel, Watch
@@ -40,6 +41,7 @@ class Recipe(Section):
     advantage: Advantage = Advantage()
     update: Update = Update()
     forward: Forward = Forward()
+    data: Data | None = None
     ema: Ema = Ema()
     evaluation: Evaluation = Evaluation()
     parallel: Parallel = Parallel()
@@ -55,6 +57,10 @@ class Recipe(Section):
     @property
     def monitors(self) -> dict[str, Reward]:
         return {name: reward for name, reward in self.rewards.items() if reward.monitor}
+
+    @property
+    def needs_reference(self) -> bool:
+        return self.update.needs_reference or (self.data is not None and self.data.members == 2)
 
     @property
     def images_per_epoch(self) -> int:

@@ -13,11 +13,12 @@ OnFinishedSamples = Literal["nft", "awm", "epg", "ram", "dgpo", "crd"]
 OnChosenSamples = Literal["sft", "orw", "dpo"]
 OnTeachers = Literal["opd"]
 OnGradients = Literal["refl"]
+OnData = Literal["data"]
 
 
 class Update(Section):
     objective: Literal[
-        OnTrajectories, OnFinishedSamples, OnChosenSamples, OnTeachers, OnGradients
+        OnTrajectories, OnFinishedSamples, OnChosenSamples, OnTeachers, OnGradients, OnData
     ] = "clip"
     """On the sampled trajectories: clip: PPO's ratio clip (the paper). guard: the clip of a ratio
     normalised per step (GRPO-Guard). dppo: no clip, a mask by exact KL (Flow-DPPO). On finished
@@ -27,7 +28,8 @@ class Update(Section):
     paper's baselines: sft (the best of each group), orw (all, weighed by exp of the reward), dpo (the
     best against the worst: Flow-DPO). Without rewards: opd, distillation of the teachers that [prompts]
     names, on the sampled trajectories. refl: up the gradient of rewards that offer one, carried back
-    through the decoder and the steps of sampling.window, the last of which goes straight to x_0."""
+    through the decoder and the steps of sampling.window, the last of which goes straight to x_0. data:
+    nothing is sampled, and only [data] trains."""
     clip_range: float = Field(default=1e-4, gt=0)
     """e of the ratio's clip; for dppo, the KL per element above which a step is masked. Log-ratios
     are means over a latent's elements, so the useful range depends on resolution."""
@@ -71,11 +73,15 @@ class Update(Section):
     @property
     def trains_on(
         self,
-    ) -> Literal["trajectories", "finished samples", "chosen samples", "teachers", "gradients"]:
+    ) -> Literal[
+        "trajectories", "finished samples", "chosen samples", "teachers", "gradients", "data"
+    ]:
         if self.objective in get_args(OnTeachers):
             return "teachers"
         if self.objective in get_args(OnGradients):
             return "gradients"
+        if self.objective in get_args(OnData):
+            return "data"
         if self.objective in get_args(OnTrajectories):
             return "trajectories"
         return (

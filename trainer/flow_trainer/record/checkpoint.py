@@ -63,6 +63,8 @@ class Progress:
     """State of the float16 loss scale; empty in checkpoints from before there was one."""
     prompts: str | None = None
     """Digest of the training prompts."""
+    data: str | None = None
+    """Digest of the image-text data."""
     log_offsets: dict[str, int] | None = None
     """Bytes of each log file that belong to the finished epochs."""
 

@@ -18,7 +18,7 @@ from flow_trainer.algorithm.objectives.orw import reward_weights
 from flow_trainer.algorithm.objectives.sft import best_of_group, sft_objective
 from flow_trainer.algorithm.trajectory import Trajectories
 from flow_trainer.loop.ahead import Ahead
-from flow_trainer.loop.updates.descend import UpdateStats, descend
+from flow_trainer.loop.updates.descend import Beside, UpdateStats, descend
 from flow_trainer.loop.updates.loss_scale import LossScale
 from flow_trainer.loop.updates.replay import step_chunks
 from flow_trainer.models.conditioning import Rows
@@ -81,6 +81,7 @@ def update_chosen(
     ready: Callable[[int], None] | None = None,
     world: World = ALONE,
     scale: LossScale | None = None,
+    beside: Beside | None = None,
 ) -> UpdateStats:
     """`updates_per_epoch` optimizer steps, then `old`, the policy that samples, follows those taken.
 
@@ -131,10 +132,9 @@ def update_chosen(
         return factor * objective.sum()
 
     wanted = weights.view(-1)
+    whose = (policy, optimizer, ema, recipe, epoch)
     with Ahead(draw, policy.device) as ahead:
-        descend(
-            policy, optimizer, ema, recipe, epoch, steps, wanted, loss, stats, choose, world, scale
-        )
+        descend(*whose, steps, wanted, loss, stats, choose, world, scale, beside)
     if stats.updates:
         old.update(stats.updates)
     return stats

@@ -40,6 +40,8 @@ class UpdateStats:
     skipped: int = 0
     """Updates that overflowed float16 and were not taken."""
     watch: StepWatch = field(default_factory=StepWatch)
+    beside: dict[str, float] = field(default_factory=dict)
+    """Means over what was trained on beside the samples."""
     slope: Any = 0.0
     """Largest |dL/dv| of the current update, at the loss's scale."""
 
@@ -74,7 +76,12 @@ class UpdateStats:
         self.ratio_error = max(error for _, _, error in parts)
 
     def means(self) -> dict[str, float]:
-        return {name: total / max(self.count, 1) for name, total in self.totals.items()}
+        own = {name: total / max(self.count, 1) for name, total in self.totals.items()}
+        return {**own, **self.beside}
+
+
+Beside = Callable[[int, float, UpdateStats], None]
+"""(number of the update, loss scale, its stats): adds to the gradients of every parameter."""
 
 
 def descend(
@@ -90,13 +97,14 @@ def descend(
     ready: Callable[[int], None] | None = None,
     world: World = ALONE,
     scale: LossScale | None = None,
+    beside: Beside | None = None,
 ) -> None:
     """The epoch's optimizer steps: accumulates `loss` (rows, steps, number of the update, stats), a
     sum, over update u's share of the samples and divides by the planned number of (sample, step)
     pairs. Micro-batches without any sample `wanted` (B,), nonzero, are skipped; `ready` (u) is called
     before `wanted` is read for update u. Several ranks divide a share among them, and each takes the
     step of the summed gradient. The loss is multiplied by `scale`, the run's; by default that of a run
-    that begins."""
+    that begins. `beside` adds gradients that do not come from samples."""
     scale = scale or make_loss_scale(policy, recipe)
     pairs, updates = recipe.share * len(steps), recipe.update.updates_per_epoch
     chunks = list(step_chunks(steps, recipe.update.steps_per_forward))
@@ -109,8 +117,10 @@ def descend(
         forwards = [(turn, chunk) for turn in turns if turn.rows for chunk in chunks]
         for number, (turn, chunk) in enumerate(forwards, 1):
             total = loss(turn.rows, chunk, u, stats if turn.counts else UpdateStats())
-            policy.before_backward(last=number == len(forwards))
+            policy.before_backward(last=beside is None and number == len(forwards))
             (total * scale.value / pairs if turn.counts else total * 0).backward()
+        if beside is not None:
+            beside(u, scale.value, stats)
         stats.watch.check()
         world.sum_gradients(policy.trainable().values())
         update = epoch * updates + u - scale.skipped

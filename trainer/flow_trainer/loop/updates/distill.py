@@ -12,7 +12,7 @@ from flow_trainer.algorithm.ema import Ema
 from flow_trainer.algorithm.objectives.opd import opd_objective
 from flow_trainer.algorithm.trajectory import Trajectories
 from flow_trainer.loop.rollout import transition
-from flow_trainer.loop.updates.descend import UpdateStats, descend
+from flow_trainer.loop.updates.descend import Beside, UpdateStats, descend
 from flow_trainer.loop.updates.loss_scale import LossScale
 from flow_trainer.loop.updates.replay import Replay, make_replay, trained_steps
 from flow_trainer.models.conditioning import Rows
@@ -33,6 +33,7 @@ def update_distill(
     ready: Callable[[int], None] | None = None,
     world: World = ALONE,
     scale: LossScale | None = None,
+    beside: Beside | None = None,
 ) -> UpdateStats:
     """`updates_per_epoch` optimizer steps on all samples, whatever their scores, which only watch.
     `sources` names the source of each prompt, "" where there are none; the rest is as in
@@ -56,7 +57,21 @@ def update_distill(
 
     wanted = torch.ones(recipe.images_per_epoch, dtype=torch.bool)
     steps = trained_steps(recipe, epoch)
-    descend(policy, optimizer, ema, recipe, epoch, steps, wanted, loss, stats, ready, world, scale)
+    descend(
+        policy,
+        optimizer,
+        ema,
+        recipe,
+        epoch,
+        steps,
+        wanted,
+        loss,
+        stats,
+        ready,
+        world,
+        scale,
+        beside,
+    )
     return stats
 
 

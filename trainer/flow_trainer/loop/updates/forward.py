@@ -22,7 +22,7 @@ from flow_trainer.algorithm.schedule import sigma_at
 from flow_trainer.algorithm.trajectory import Trajectories
 from flow_trainer.loop.ahead import Ahead
 from flow_trainer.loop.rollout import prompts_of
-from flow_trainer.loop.updates.descend import UpdateStats, descend
+from flow_trainer.loop.updates.descend import Beside, UpdateStats, descend
 from flow_trainer.loop.updates.loss_scale import LossScale
 from flow_trainer.loop.updates.replay import step_chunks
 from flow_trainer.models.conditioning import Rows
@@ -76,6 +76,7 @@ def update_forward(
     ready: Callable[[int], None] | None = None,
     world: World = ALONE,
     scale: LossScale | None = None,
+    beside: Beside | None = None,
 ) -> UpdateStats:
     """`updates_per_epoch` optimizer steps, then `old`, the policy that samples, follows those taken.
 
@@ -122,7 +123,19 @@ def update_forward(
 
     with Ahead(draw, policy.device) as ahead:
         descend(
-            policy, optimizer, ema, recipe, epoch, steps, used, loss, stats, ready, world, scale
+            policy,
+            optimizer,
+            ema,
+            recipe,
+            epoch,
+            steps,
+            used,
+            loss,
+            stats,
+            ready,
+            world,
+            scale,
+            beside,
         )
     if stats.updates:
         old.update(stats.updates)

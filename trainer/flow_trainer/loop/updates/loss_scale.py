@@ -74,5 +74,7 @@ def loss_pairs(recipe: Recipe) -> int:
     """(sample, step) pairs of an update, over which its loss is a mean."""
     if recipe.update.trains_on == "gradients":
         return recipe.share  # all steps of a sample together
+    if recipe.data is not None and recipe.update.trains_on == "data":
+        return recipe.data.batch * recipe.data.members * recipe.data.levels
     steps = len(recipe.window(0)) or recipe.sampling.num_steps - 1
     return recipe.share * min(recipe.update.trained_steps or steps, steps)

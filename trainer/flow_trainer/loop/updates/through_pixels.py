@@ -22,7 +22,7 @@ from flow_trainer.algorithm.trajectory import Trajectories
 from flow_trainer.errors import ConfigError, ScoringError
 from flow_trainer.loop.rollout import prompts_of
 from flow_trainer.loop.scoring import Job
-from flow_trainer.loop.updates.descend import UpdateStats, descend
+from flow_trainer.loop.updates.descend import Beside, UpdateStats, descend
 from flow_trainer.loop.updates.loss_scale import LossScale
 from flow_trainer.models.conditioning import Rows
 from flow_trainer.models.policy import Policy
@@ -117,6 +117,7 @@ def update_through_pixels(
     ready: Callable[[int], None] | None = None,
     world: World = ALONE,
     scale: LossScale | None = None,
+    beside: Beside | None = None,
 ) -> UpdateStats:
     """The epoch's one optimizer step, on -R of the samples that were scored, in the mean over the planned
     ones. `gradients` is called once `ready` (0), as in `update_policy`, has returned. The KL term is
@@ -153,7 +154,8 @@ def update_through_pixels(
         stats.add({**diagnostics, "loss": objective.detach()}, len(objective))
         return objective.sum()
 
-    descend(policy, optimizer, ema, recipe, epoch, [0], wanted, loss, stats, receive, world, scale)
+    whose = (policy, optimizer, ema, recipe, epoch)
+    descend(*whose, [0], wanted, loss, stats, receive, world, scale, beside)
     return stats
 
 

@@ -17,7 +17,7 @@ from flow_trainer.algorithm.objectives.kl import kl_divergence
 from flow_trainer.algorithm.step_weights import flash_weights, noise_weights, step_stds
 from flow_trainer.algorithm.trajectory import Trajectories
 from flow_trainer.loop.rollout import transition
-from flow_trainer.loop.updates.descend import UpdateStats, descend
+from flow_trainer.loop.updates.descend import Beside, UpdateStats, descend
 from flow_trainer.loop.updates.loss_scale import LossScale
 from flow_trainer.loop.updates.replay import Replay, compare, make_replay, trained_steps
 from flow_trainer.models.conditioning import Rows
@@ -45,6 +45,7 @@ def update_policy(
     ready: Callable[[int], None] | None = None,
     world: World = ALONE,
     scale: LossScale | None = None,
+    beside: Beside | None = None,
 ) -> UpdateStats:
     """`updates_per_epoch` optimizer steps; the first is on-policy (ratio 1), later ones are not.
 
@@ -70,7 +71,21 @@ def update_policy(
 
     # no advantage, no gradient: failed, dropped or zero-spread groups
     steps = trained_steps(recipe, epoch)
-    descend(policy, optimizer, ema, recipe, epoch, steps, values, loss, stats, ready, world, scale)
+    descend(
+        policy,
+        optimizer,
+        ema,
+        recipe,
+        epoch,
+        steps,
+        values,
+        loss,
+        stats,
+        ready,
+        world,
+        scale,
+        beside,
+    )
     return stats
 
 
