@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -143,13 +144,43 @@ class ThreadCallers:
         return latencies
 
 
+class Unkeyed:
+    """A transport whose calls carry no idempotency key. It connects in the event loop that calls."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    @cached_property
+    def _inner(self) -> Any:
+        from reward_api.transport.base import Credentials, parse_url
+        from reward_api.transport.open import open_transport
+
+        return open_transport(parse_url(self._url), Credentials())
+
+    async def score(self, request: Any, *, timeout_s: float) -> Any:
+        bare = request.model_copy(update={"request_id": ""})  # the key is the request's id
+        return await self._inner.score(bare, timeout_s=timeout_s)
+
+    async def metadata(self, *, timeout_s: float) -> Any:
+        return await self._inner.metadata(timeout_s=timeout_s)
+
+    async def ready(self, *, timeout_s: float) -> None:
+        await self._inner.ready(timeout_s=timeout_s)
+
+    async def close(self) -> None:
+        await self._inner.close()
+
+
 class OurCallers:
     """Tasks that share one AsyncRewardClient, as a trainer's do."""
 
-    def __init__(self, url: str, count: int, work: Work) -> None:
+    def __init__(self, url: str, count: int, work: Work, *, has_keys: bool) -> None:
         from reward_api.client import AsyncRewardClient
 
-        self._client = AsyncRewardClient([url], encoding="raw")
+        if has_keys:
+            self._client = AsyncRewardClient([url], encoding="raw")
+        else:
+            self._client = AsyncRewardClient(transport=Unkeyed(url), encoding="raw")
         self._count = count
         self._work = work
         self._runner = asyncio.Runner()
@@ -184,13 +215,24 @@ def _serve(callers: Any, images: int) -> None:
         print(json.dumps(report), flush=True)
 
 
-KINDS = ("http", "grpc", "flask", "litserve", "bare-socket", "bare-grpc")
+KINDS = (
+    "http",
+    "grpc",
+    "http-unkeyed",
+    "grpc-unkeyed",
+    "flask",
+    "litserve",
+    "bare-socket",
+    "bare-grpc",
+)
 
 
 def _make_callers(kind: str, url: str, count: int, work: Work) -> Any:
     match kind:
         case "http" | "grpc":
-            return OurCallers(url, count, work)
+            return OurCallers(url, count, work, has_keys=True)
+        case "http-unkeyed" | "grpc-unkeyed":
+            return OurCallers(url, count, work, has_keys=False)
         case "flask":
             return ThreadCallers(flask_caller, url, count, work)
         case "litserve":

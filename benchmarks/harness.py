@@ -66,7 +66,8 @@ class Contender:
 
 
 def our_service(caller: str, name: str, *flags: str) -> Contender:
-    """The chassis with a model that does nothing, called over "http" or "grpc"."""
+    """The chassis with a model that does nothing, called over "http" or "grpc", or, without an
+    idempotency key, "http-unkeyed" or "grpc-unkeyed"."""
     ports = ("--http-port", "0", "--grpc-port", "0")
     return Contender(name, caller, ("noop_service.py", *ports, *flags))
 
@@ -232,7 +233,8 @@ def _wait_ready(contender: Contender, server: subprocess.Popen, log: Path, port:
         else:
             for line in log.read_text().splitlines(keepends=True):
                 if line.startswith("ready ") and line.endswith("\n"):
-                    return next(u for u in line.split() if u.startswith(contender.caller + ":"))
+                    scheme = contender.caller.removesuffix("-unkeyed") + ":"
+                    return next(u for u in line.split() if u.startswith(scheme))
         time.sleep(0.1)
     tail = "\n".join(log.read_text().splitlines()[-20:])
     raise BenchmarkFailed(f"{contender.name} did not become ready:\n{tail}")

@@ -36,6 +36,8 @@ BATCH = 8
 CONTENDERS = (
     our_service("http", "this service, HTTP"),
     our_service("grpc", "this service, gRPC"),
+    our_service("http-unkeyed", "this service, HTTP, no idempotency key"),
+    our_service("grpc-unkeyed", "this service, gRPC, no idempotency key"),
     sync_worker("Flask + pickle, gunicorn sync worker"),
     litserve_server("LitServe, JSON + base64"),
     bare_server("socket", "a TCP socket alone"),

@@ -165,3 +165,24 @@ async def test_our_client_sends_a_key_of_its_own_per_call(serve):
                 assert batch.valid.all()
     assert running.service.metrics.totals.items == 4
     assert len(running.service.answers) == 4
+
+
+@pytest.mark.parametrize("size", [10, 100_000, 3_000_000])
+async def test_another_picture_of_the_same_size_is_noticed(size):
+    answers, work = Answers(), Work()
+    work.go.set()
+    rng = np.random.default_rng(0)
+    first, second = (rng.integers(0, 256, size, np.uint8).tobytes() for _ in range(2))
+    await answers.once("k", request(pixels=first), work)
+    await answers.once("k", request(pixels=first), work)
+    with pytest.raises(InvalidRequest) as caught:
+        await answers.once("k", request(pixels=second), work)
+    assert caught.value.reason is Reason.KEY_REUSED
+    black = np.zeros(size // 3 * 3, np.uint8)
+    await answers.once("black", request(pixels=black.tobytes()), work)
+    for channel in range(3):
+        pixels = black.reshape(-1, 3).copy()
+        pixels[:, channel] = 1
+        with pytest.raises(InvalidRequest):
+            await answers.once("black", request(pixels=pixels.tobytes()), work)
+    assert work.runs == 2
