@@ -71,12 +71,19 @@ def _clear(out: Path) -> None:
 
 @contextmanager
 def ocr_service(log: Path) -> Iterator[str]:
-    """The OCR reward as a child process on free ports; yields its URL and stops it by its pid."""
+    """The OCR reward, without detection: a tiny sign is one line of text, and to look for it would cost
+    ten times more."""
+    with reward_service("ocr", log, "--no-detect") as url:
+        yield url
+
+
+@contextmanager
+def reward_service(name: str, log: Path, *flags: str) -> Iterator[str]:
+    """A reward as a child process on free ports; yields its URL and stops it by its pid."""
     with tempfile.TemporaryDirectory() as folder, log.open("wb") as output:
         ports = Path(folder) / "ports.json"
-        command = [sys.executable, "-m", "reward_services", "ocr", "--http-port", "0"]
-        # Recognition only: a tiny sign is one line of text, and detection would cost ten times more.
-        command += ["--grpc-port", "0", "--port-file", str(ports), "--no-detect"]
+        command = [sys.executable, "-m", "reward_services", name, "--http-port", "0", *flags]
+        command += ["--grpc-port", "0", "--port-file", str(ports)]
         process = subprocess.Popen(
             command,
             stdout=output,
@@ -86,18 +93,18 @@ def ocr_service(log: Path) -> Iterator[str]:
             start_new_session=True,
         )
         try:
-            yield _wait_ready(process, ports, log)
+            yield _wait_ready(name, process, ports, log)
         finally:
             _stop(process)
 
 
-def _wait_ready(process: subprocess.Popen[bytes], ports: Path, log: Path) -> str:
-    print("starting the OCR reward service ...", file=sys.stderr)
+def _wait_ready(name: str, process: subprocess.Popen[bytes], ports: Path, log: Path) -> str:
+    print(f"starting the {name} reward service ...", file=sys.stderr)
     deadline = READY_TIMEOUT_S
     while not ports.exists():
         if process.poll() is not None or deadline <= 0:
             tail = "\n".join(log.read_text(errors="replace").splitlines()[-5:])
-            raise TrainerError(f"the OCR service did not start; the end of {log}:\n{tail}")
+            raise TrainerError(f"the {name} service did not start; the end of {log}:\n{tail}")
         deadline -= 0.2
         time.sleep(0.2)
     url = f"http://127.0.0.1:{json.loads(ports.read_text())['http_port']}"
@@ -105,8 +112,8 @@ def _wait_ready(process: subprocess.Popen[bytes], ports: Path, log: Path) -> str
         try:
             client.wait_ready(READY_TIMEOUT_S)
         except RewardError as error:
-            raise TrainerError(f"the OCR service is not ready ({error}); see {log}") from error
-    print(f"OCR reward ready at {url}", file=sys.stderr)
+            raise TrainerError(f"the {name} service is not ready ({error}); see {log}") from error
+    print(f"{name} reward ready at {url}", file=sys.stderr)
     return url
 
 

@@ -1,0 +1,127 @@
+"""What `time_to_score.py` runs: every objective on the tiny model, a row each, and what else was tried.
+
+All start from the demo's recipe (trainer/recipes/tiny_sd3_ocr.toml): 8 prompts x 16 images and two updates
+per epoch, full fine-tuning at 3e-4 with ten updates of warm-up. An objective's row says what it changes.
+Its `tried` has as many alternatives as every other's, each one change; `time_to_score.py --tune` runs them
+on a seed that the table does not use, with one budget for each.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+SEEDS = (42, 43, 44)
+TUNING_SEED = 41
+BUDGET = 140_800
+"""Transformer forwards of a run's training, the backward counted as two: the demo's 50 epochs. Evaluations
+come on top."""
+TUNING_BUDGET = 35_200
+THRESHOLDS = (0.80, 0.85, 0.90)
+
+COMMON = (
+    # the curve is of held-out words; nothing is chosen by it but where a run stops
+    "prompts.validation=../prompts/tiny_words_heldout.txt",
+    "prompts.heldout=../prompts/tiny_words_validation.txt",
+    "evaluation.num_steps=20",
+    "evaluation.images_per_prompt=2",
+    "evaluation.heldout_images_per_prompt=1",
+    "checkpoints.keep=1000",
+    "logging.tensorboard=false",
+    "logging.image_every=0",
+    "logging.fixed_prompts=0",
+)
+ALL_STEPS = ("sampling.window.kind=all",)
+FINISHED = ("sampling.dynamics=ode", "sampling.same_latent=false", "update.trained_steps=4")
+"""For objectives on finished samples: four of nine noise levels of each, as in compare_algorithms.py."""
+TENTH = ("advantage.std=none", "advantage.scale=0.1")
+"""The advantage of the ELBO's authors; the scores lie in 0 to 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    settings: tuple[str, ...]
+    tried: tuple[tuple[str, ...], ...]
+
+
+def _rates(*more: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
+    return ("update.learning_rate=1.5e-4",), ("update.learning_rate=6e-4",), *more
+
+
+OBJECTIVES: dict[str, Row] = {
+    "clip": Row((), _rates(("update.clip_range=2e-3",), ALL_STEPS)),
+    "clip, noise weights": Row(
+        ("update.step_weight=noise",), _rates(("update.clip_range=2e-3",), ALL_STEPS)
+    ),
+    "guard": Row(
+        ("update.objective=guard", "update.clip_range=1e-4", *ALL_STEPS),
+        _rates(("update.clip_range=1e-3",), ("sampling.window.kind=first",)),
+    ),
+    "dppo": Row(
+        ("update.objective=dppo", "update.clip_range=1e-3"),
+        _rates(("update.clip_range=1e-4",), ALL_STEPS),
+    ),
+    "nft": Row(
+        ("update.objective=nft", "forward.strength=0.1", *FINISHED),
+        _rates(("forward.strength=0.3",), ("sampling.dynamics=ode2",)),
+    ),
+    "awm": Row(
+        ("update.objective=awm", "update.clip_range=1", "advantage.clip=1", *FINISHED),
+        _rates(("forward.old_max=0", "forward.old_beta=1"), ("forward.weighting=t",)),
+    ),
+    "epg": Row(
+        ("update.objective=epg", "forward.gradient=epg", *TENTH, *FINISHED),
+        _rates(("advantage.scale=1",), ("forward.share=pairs", "forward.times=stratified")),
+    ),
+    "pepg": Row(
+        (
+            "update.objective=epg",
+            "forward.gradient=pepg",
+            "forward.ratio=false",
+            *TENTH,
+            *FINISHED,
+        ),
+        _rates(("advantage.scale=1",), ("forward.share=pairs", "forward.times=stratified")),
+    ),
+    "epg, clipped": Row(
+        (
+            "update.objective=epg",
+            "forward.gradient=clip",
+            "update.clip_range=1e-3",
+            "forward.share=pairs",
+            "forward.times=stratified",
+            *FINISHED,
+        ),
+        _rates(("update.clip_range=1e-2",), ("forward.share=none", "forward.times=schedule")),
+    ),
+    "ram": Row(
+        ("update.objective=ram", *TENTH, *FINISHED),
+        _rates(("advantage.scale=1",), ("forward.strength=3",)),
+    ),
+    "dgpo": Row(
+        (
+            "update.objective=dgpo",
+            "forward.strength=100",
+            "forward.share=pairs",
+            "update.clip_range=1e-2",
+            *FINISHED,
+        ),
+        _rates(("forward.strength=10",), ("forward.first_steps=5",)),
+    ),
+    "crd": Row(
+        ("update.objective=crd", "forward.share=times", *FINISHED),
+        _rates(("forward.strength=0.3",), ("forward.share=pairs",)),
+    ),
+    "sft": Row(
+        ("update.objective=sft", "sampling.dynamics=ode", "sampling.same_latent=false"),
+        _rates(("update.trained_steps=4",), ("sampling.dynamics=ode2",)),
+    ),
+    "orw": Row(
+        ("update.objective=orw", *FINISHED),
+        _rates(("forward.temperature=0.3",), ("forward.temperature=3",)),
+    ),
+    "dpo": Row(
+        ("update.objective=dpo", "sampling.dynamics=ode", "sampling.same_latent=false"),
+        _rates(("forward.preference=30",), ("update.trained_steps=4",)),
+    ),
+}
+"""Not here: opd, whose teacher would have to have the score already, and refl, as OCR has no gradient."""
