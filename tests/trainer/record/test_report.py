@@ -174,21 +174,23 @@ def test_runs_of_one_folder_name_are_told_apart(tmp_path: Path) -> None:
 
 def test_an_alarm_is_a_mark_on_the_curve(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run-1", alarms={12: "diversity"})
+    append(run, {**alarm(12, "sharpness"), "message": "it blurs"})
     html = page(run)
     message = "diversity is 0.2, below the 0.4 that its first 4 epochs allow"
     assert f"<li>epoch 12: {message}</li>" in html
     found = panels(html)
-    for title in (
-        "Diversity inside groups",
-        "Rollout reward (training prompts, sampled as trained)",
+    for title, told in (
+        ("Diversity inside groups", message),
+        ("Sharpness", "it blurs"),
+        ("Rollout reward (training prompts, sampled as trained)", f"{message}; it blurs"),
     ):
         ((said, place),) = marks(found[title], "alarm")
-        assert said == f"run, seed 1, epoch 12: {message}"
+        assert said == f"run, seed 1, epoch 12: {told}"
         (curve,) = lines(found[title])
         assert place == pytest.approx(curve[11], abs=0.11)  # of epochs from 1 on
     others = [title for title, svg in found.items() if marks(svg, "alarm")]
-    assert len(others) == 2
-    assert [row[-1] for row in rows(html)] == ["alarms", "1"]
+    assert len(others) == 3
+    assert [row[-1] for row in rows(html)] == ["alarms", "2"]
 
 
 def test_a_monitors_alarm_and_text_that_looks_like_html(tmp_path: Path) -> None:

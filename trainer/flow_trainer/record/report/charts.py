@@ -167,7 +167,7 @@ def draw_bars(
         axes.barh(places, values, left=start, height=0.62, color=COLORS[color][0])
         start = [a + b for a, b in zip(start, values, strict=True)]
     axes.set_yticks(places, labels, color=COLORS["ink"][0])
-    axes.set_ylim(max(len(labels), 4) - 0.5, -0.5)  # so that few bars are no blocks
+    axes.invert_yaxis()
     axes.grid(visible=False, axis="y")
 
 

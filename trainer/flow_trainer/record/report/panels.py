@@ -280,12 +280,15 @@ class Panels:
         titles: dict[str, str] = {}
         for run in group.runs:
             where = f"{group.label}, seed {run.recipe.seed}"
-            for alarm in run.alarms:
-                place = _place(run.column(*metric), alarm, everything)
-                if place is not None and (everything or alarm.what == metric[1]):
+            for epoch, found in _by_epoch(run.alarms, None if everything else metric[1]).items():
+                height = _height(run.column(*metric), epoch)
+                if height is None and not everything:
+                    height = found[0].value
+                if height is not None:
                     name = f"alarm-{known + len(titles)}"
-                    charts.draw_alarm(axes, alarm.epoch, place, name)
-                    titles[name] = f"{where}, epoch {alarm.epoch}: {alarm.message}"
+                    charts.draw_alarm(axes, epoch, height, name)
+                    said = "; ".join(alarm.message for alarm in found)
+                    titles[name] = f"{where}, epoch {epoch}: {said}"
             for change in run.changes if everything else ():
                 name = f"change-{known + len(titles)}"
                 charts.draw_change(axes, change.epoch, name, look)
@@ -297,7 +300,7 @@ class Panels:
         parts = [[_average(group.runs, key) for group in self._groups] for key in PARTS]
         if any(None in values for values in parts):
             return
-        height = max(2.3, 0.9 + 0.28 * len(self._groups))
+        height = 0.8 + 0.3 * len(self._groups)
         figure, (axes,) = charts.new_axes("seconds per epoch (mean)", "", width=4.1, height=height)
         labels = [_short(group.label) for group in self._groups]
         numbers = [[value or 0.0 for value in values] for values in parts]
@@ -317,13 +320,20 @@ def _draw_heldout(axes: Axes, group: Group, look: charts.Look) -> int:
     return drawn
 
 
-def _place(column: Column, alarm: Mark, everything: bool) -> float | None:
-    """The run's own value where the alarm rang."""
+def _by_epoch(alarms: Sequence[Mark], quantity: str | None) -> dict[int, list[Mark]]:
+    """Of one quantity, or all of them."""
+    found: dict[int, list[Mark]] = {}
+    for alarm in alarms:
+        if quantity in (None, alarm.what):
+            found.setdefault(alarm.epoch, []).append(alarm)
+    return found
+
+
+def _height(column: Column, epoch: int) -> float | None:
+    """The run's own value there."""
     epochs, values = column
-    at = np.flatnonzero(epochs == alarm.epoch)
-    if len(at):
-        return float(values[at[0]])
-    return None if everything else alarm.value
+    at = np.flatnonzero(epochs == epoch)
+    return float(values[at[0]]) if len(at) else None
 
 
 def _average(runs: Sequence[RunRecord], key: str) -> float | None:

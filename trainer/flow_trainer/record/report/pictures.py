@@ -197,8 +197,13 @@ def _row(images: np.ndarray) -> str:
     height, width = images.shape[1:3]
     if max(height, width) <= SMALL:
         scale = max(1, SHOWN_WIDTH // (width * len(images)))
-        return _png(image_grid(images, len(images), scale))
-    return _picture(image_grid(images, len(images)), 2 * SHOWN_WIDTH)
+        return _png(_without_rim(image_grid(images, len(images), scale)))
+    return _picture(_without_rim(image_grid(images, len(images))), 2 * SHOWN_WIDTH)
+
+
+def _without_rim(grid: np.ndarray) -> np.ndarray:
+    """A white frame would be seen on a dark page."""
+    return grid[GRID_GAP:-GRID_GAP, GRID_GAP:-GRID_GAP]
 
 
 def _picture(pixels: np.ndarray, most: int = 2 * SMALL) -> str:
