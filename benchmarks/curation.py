@@ -1,10 +1,13 @@
 """Curates 2,000 made images with the OCR and JPEG services, killed once on the way.
 
     python benchmarks/curation.py [--count 2000] [--side 128] [--out FOLDER]
+    python benchmarks/curation.py --tiny FOLDER [--count 2000]
 
 Draws signs with right and wrong captions, noise, near-copies, broken, small and captionless files;
 measures what the services score by themselves; runs `flow-grpo curate`, kills it with SIGKILL half way
 and runs it again; checks every count, and prints them beside the rates. Needs the extra `demo`.
+`--tiny` only draws signs for the tiny model: FOLDER/images, a fifth of their captions wrong, and
+FOLDER/pairs.jsonl, the right word over another in the same colours.
 """
 
 from __future__ import annotations
@@ -182,12 +185,38 @@ def curate(folder: Path, out: Path, running: list[Service], side: int) -> list[s
     return [*command, "--resolution", str(side)]
 
 
+def draw_tiny(folder: Path, count: int) -> None:
+    """Of the words that the tiny model may train on."""
+    from flow_trainer.tiny_sd3.signs import render
+    from flow_trainer.tiny_sd3.words import PROMPT, splits
+
+    known, rng = splits()[0], random.Random(0)
+    (folder / "images").mkdir(parents=True)
+    pairs = []
+    for number in range(count):
+        word, other = rng.sample(known, 2)
+        names = {"chosen": f"images/{number:05d}.png", "rejected": f"others/{number:05d}.png"}
+        for name, drawn in zip(names.values(), (word, other), strict=True):
+            (folder / name).parent.mkdir(exist_ok=True)
+            Image.fromarray(render(drawn, random.Random(number))).save(folder / name)
+        told = other if rng.random() < 0.2 else word
+        caption = (folder / names["chosen"]).with_suffix(".txt")
+        caption.write_text(PROMPT.format(word=told) + "\n")
+        pairs.append({"prompt": PROMPT.format(word=word), **names})
+    lines = (json.dumps(pair) + "\n" for pair in pairs)
+    (folder / "pairs.jsonl").write_text("".join(lines))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=2000)
     parser.add_argument("--side", type=int, default=128)
     parser.add_argument("--out", type=Path, help="(default: a temporary folder)")
+    parser.add_argument("--tiny", type=Path, metavar="FOLDER")
     arguments = parser.parse_args()
+    if arguments.tiny is not None:
+        draw_tiny(arguments.tiny, arguments.count)
+        return
     base = arguments.out or Path(tempfile.mkdtemp(prefix="curation-"))
     base.mkdir(parents=True, exist_ok=True)
     made = make_set(base / "made", arguments.count, arguments.side)

@@ -320,7 +320,7 @@ def _report(
             "near-duplicates",
             "kept" if request.distance is None else f"within {request.distance} bits",
         ),
-        ("scores of this run", f"{scored} in {seconds:.0f} s"),
+        *([("scores of this run", f"{scored} in {seconds:.0f} s")] if scored else []),
         *((f"revisions of {n}", ", ".join(sorted(r))) for n, r in ledger.revisions.items()),
     ]
     write_page(page, name=request.source, panels=panels, selection=selection, facts=facts)
