@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import os
@@ -20,6 +21,7 @@ from reward_services.chassis.ports import PortError
 from reward_services.chassis.scorer import Scorer
 from reward_services.chassis.service import RewardService, State
 from reward_services.chassis.settings import ServiceSettings, SettingError
+from reward_services.chassis.threads import SWITCH_S
 from reward_services.dialects import GRPC_HANDLERS, HTTP_ROUTERS
 
 logger = logging.getLogger(__name__)
@@ -47,6 +49,7 @@ class StartFailed(Exception):
 def serve(name: str, scorer: Scorer, settings: ServiceSettings) -> int:
     """Runs the service until SIGTERM or SIGINT; returns the exit status of the process."""
     logs.configure(settings.log_level, settings.log_format, name)
+    sys.setswitchinterval(SWITCH_S)
     if not sys.stderr.isatty():  # bars of downloads and loading are no log lines
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
@@ -83,6 +86,9 @@ class _Process:
                 logger.info("stopped while loading")
                 return EXIT_OK
             await self._loaded(loading)
+            # What is loaded stays: a full collection need not walk it, while nobody is answered.
+            gc.collect()
+            gc.freeze()
             if grpc:
                 await grpc.set_serving(True)
             self._say(f"ready {' '.join(self._urls)}")

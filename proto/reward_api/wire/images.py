@@ -8,7 +8,7 @@ first frame counts. What a person sees of a picture is in pictures.py.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -123,8 +123,14 @@ class ImageLimits:
     max_image_bytes: int = 32 * 2**20
 
 
-def decode_image(image: Image, limits: ImageLimits | None = None) -> np.ndarray:
+def decode_image(
+    image: Image,
+    limits: ImageLimits | None = None,
+    hold: Callable[[int], None] = lambda _: None,
+) -> np.ndarray:
     """The pixels of one wire image: uint8 RGB [H, W, 3], C-contiguous and read-only.
+
+    ``hold`` is told how many bytes a file will take, before it is decoded; it may refuse by a RewardError.
 
     Raises ItemFailure: IMAGE_TOO_LARGE by bytes or by sides (before decoding), IMAGE_SHAPE when raw
     bytes do not fill height x width x channels, IMAGE_DECODE for anything that is not a whole PNG,
@@ -133,7 +139,7 @@ def decode_image(image: Image, limits: ImageLimits | None = None) -> np.ndarray:
     limits = limits or ImageLimits()
     check_bytes(len(image.data), limits)
     if not image.is_raw:
-        pixels = _decode_file(image.data, limits)
+        pixels = _decode_file(image.data, limits, hold)
     else:
         check_sides(image.width or 0, image.height or 0, limits)
         pixels = _raw_pixels(image)
@@ -183,13 +189,20 @@ def _raw_pixels(image: Image | None) -> np.ndarray:
     return np.frombuffer(image.data, np.uint8).reshape(shape)
 
 
-def _decode_file(data: bytes | memoryview, limits: ImageLimits) -> np.ndarray:
+def _decode_file(
+    data: bytes | memoryview, limits: ImageLimits, hold: Callable[[int], None]
+) -> np.ndarray:
     name = _sniff(bytes(data[:16]))
     if name is None:
         raise ItemFailure(
             Reason.IMAGE_DECODE, "neither PNG, JPEG nor WebP (judged by its first bytes)"
         )
-    return read_file(data, name, lambda width, height: check_sides(width, height, limits))
+
+    def check(width: int, height: int) -> None:
+        check_sides(width, height, limits)
+        hold(width * height * 3)
+
+    return read_file(data, name, check)
 
 
 def _sniff(head: bytes) -> str | None:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image as pillow
 
-from reward_api.errors import ItemFailure, Reason
+from reward_api.errors import ItemFailure, Reason, RewardError
 from reward_api.wire.pixels import to_uint8
 
 _EXIF_ORIENTATION = 0x0112
@@ -50,7 +50,7 @@ def read_file(
         with pillow.open(io.BytesIO(seen), formats=[name]) as file:
             check_sides(*file.size)
             return np.ascontiguousarray(_to_rgb(file))
-    except ItemFailure:
+    except RewardError:
         raise
     except (pillow.DecompressionBombError, pillow.DecompressionBombWarning) as error:
         raise ItemFailure(Reason.IMAGE_TOO_LARGE, str(error)) from None

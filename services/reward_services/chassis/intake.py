@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from reward_api.errors import InvalidRequest, ItemFailure, Reason
+from reward_api.errors import InvalidRequest, ItemFailure, Overloaded, Reason
 from reward_api.wire.images import ImageLimits, check_bytes, check_sides, decode_image
 from reward_api.wire.messages import GradientRequest, Item, PackedImages, ScoreRequest
 from reward_services.chassis.batching.isolation import summary
@@ -85,9 +85,14 @@ class Intake:
         return [range(i, min(i + size, count)) for i in range(0, count, size)]
 
     def prepare(
-        self, request: ScoreRequest, span: range, is_wanted: Callable[[], bool]
+        self,
+        request: ScoreRequest,
+        span: range,
+        is_wanted: Callable[[], bool],
+        hold: Callable[[int], None] = lambda _: None,
     ) -> list[Sample | ItemFailure]:
-        """One sample or failure per item of `span`; fewer when nobody wants them any more."""
+        """One sample or failure per item of `span`; fewer when nobody wants them any more. `hold` is
+        asked before a file becomes so many bytes; what it raises (a RewardError) is the call's."""
         prepared: list[Sample | ItemFailure] = []
         packed = request.packed_images
         try:
@@ -104,10 +109,13 @@ class Intake:
                         None if pixels is None else pixels[i],
                         request.include_details,
                         isinstance(request, GradientRequest),
+                        hold,
                     )
                 )
             except ItemFailure as failure:
                 prepared.append(failure)
+            except (InvalidRequest, Overloaded):
+                raise
             except Exception as error:
                 logger.exception("preparing an item failed")
                 prepared.append(
@@ -121,11 +129,12 @@ class Intake:
         packed: np.ndarray | None,
         include_details: bool,
         wants_gradient: bool,
+        hold: Callable[[int], None],
     ) -> Sample:
         self._check_prompt(item.prompt)
         if item.metadata:
             self._check_metadata(item.metadata)
-        image = self._image(item, packed)
+        image = self._image(item, packed, hold)
         sample = Sample(image, item.prompt, item.metadata, include_details, wants_gradient)
         if not self._has_prepare:
             return sample
@@ -162,12 +171,14 @@ class Intake:
                 f"{self._settings.max_metadata_bytes}",
             )
 
-    def _image(self, item: Item, packed: np.ndarray | None) -> np.ndarray:
+    def _image(
+        self, item: Item, packed: np.ndarray | None, hold: Callable[[int], None]
+    ) -> np.ndarray:
         if packed is not None:
             return packed
         if item.image is None:
             raise ItemFailure(Reason.IMAGE_DECODE, "the item has no image")
-        return decode_image(item.image, self._image_limits)
+        return decode_image(item.image, self._image_limits, hold)
 
 
 def _check_packed(request: ScoreRequest, packed: PackedImages, settings: ServiceSettings) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from enum import StrEnum
@@ -28,7 +28,7 @@ from reward_api.wire.messages import (
     Timing,
 )
 from reward_services import __version__
-from reward_services.chassis.batching.admission import Admission
+from reward_services.chassis.batching.admission import Admission, Decoded
 from reward_services.chassis.batching.batcher import Batcher, Ticket
 from reward_services.chassis.batching.isolation import Outcome
 from reward_services.chassis.batching.item_queue import DEFAULT_PRIORITY
@@ -100,6 +100,7 @@ class RewardService:
             max_bytes=self.settings.max_queue_bytes,
             retry_after_s=lambda: self._batcher.estimated_wait_s(DEFAULT_PRIORITY),
         )
+        self.decoded = Decoded(self.settings.max_decoded_bytes)
         self.answers = Answers()
         self.metrics.watch(
             queue_items=lambda: len(self._batcher.queue),
@@ -277,8 +278,8 @@ class RewardService:
         return response
 
     async def _answer(self, request: ScoreRequest, priority: int, call: Call) -> ScoreResponse:
-        with self.admission.hold_items(len(request.items)):
-            results, timing, sizes = await self._score_items(request, priority, call)
+        with self.admission.hold_items(len(request.items)), self.decoded.share() as hold:
+            results, timing, sizes = await self._score_items(request, priority, call, hold)
         self.metrics.observe_results(results, timing)
         return ScoreResponse(
             model=self.name,
@@ -291,7 +292,7 @@ class RewardService:
         )
 
     async def _score_items(
-        self, request: ScoreRequest, priority: int, call: Call
+        self, request: ScoreRequest, priority: int, call: Call, hold: Callable[[int], None]
     ) -> tuple[list[ItemResult], Timing, list[int]]:
         started = time.monotonic()
         ticket = self._batcher.open(len(request.items), priority)
@@ -301,7 +302,9 @@ class RewardService:
                 ticket.submit(0, self._intake.prepare(request, everything, lambda: True))
             else:
                 spans = self._intake.spans(request)
-                await asyncio.gather(*(self._prepare(ticket, request, span) for span in spans))
+                await asyncio.gather(
+                    *(self._prepare(ticket, request, span, hold) for span in spans)
+                )
             decode_s = time.monotonic() - started
             outcomes = await ticket.outcomes()
         finally:
@@ -318,10 +321,12 @@ class RewardService:
         )
         return results, timing, [run.size for run in ticket.batches]
 
-    async def _prepare(self, ticket: Ticket, request: ScoreRequest, span: range) -> None:
+    async def _prepare(
+        self, ticket: Ticket, request: ScoreRequest, span: range, hold: Callable[[int], None]
+    ) -> None:
         loop = asyncio.get_running_loop()
         prepared = await loop.run_in_executor(
-            self.pool, self._intake.prepare, request, span, lambda: ticket.is_open
+            self.pool, self._intake.prepare, request, span, lambda: ticket.is_open, hold
         )
         ticket.submit(span.start, prepared)
 

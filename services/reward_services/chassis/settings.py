@@ -80,6 +80,8 @@ class ServiceSettings(BaseModel):
     """most items accepted and not yet answered, over all callers"""
     max_queue_bytes: int = Field(default=1024 * MIB, ge=1)
     """most request bytes held at a time, over all callers"""
+    max_decoded_bytes: int = Field(default=2048 * MIB, ge=1)
+    """most bytes of pixels decoded from files and held at a time, over all callers"""
     priority_aging_s: float = Field(default=10.0, ge=0)
     """head start of a priority over the next lower one, seconds"""
     oom_cap_s: float = Field(default=600.0, ge=0)

@@ -8,6 +8,9 @@ import os
 import sys
 from collections.abc import MutableMapping
 
+SWITCH_S = 0.001
+"""How long a thread of the pool may keep the interpreter while the event loop waits for it. Python's 5 ms
+are paid several times per answer, and health answers too."""
 LIBRARY_THREADS = 8
 """Most threads of a library that counts for the whole process, as tokenizers' does."""
 
