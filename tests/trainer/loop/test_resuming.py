@@ -134,6 +134,29 @@ def test_other_prompts_are_refused_wherever_they_lie(run: Train, tmp_path: Path)
         run(prompts={"train": str(moved)}, resume=True)
 
 
+def test_other_evaluation_prompts_are_said_and_begin_a_best_of_their_own(
+    run: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A best score on the validation prompts before is no measure for those now."""
+    prompts = {name: str(tmp_path / f"{name}.txt") for name in ("validation", "heldout")}
+    for path in prompts.values():
+        Path(path).write_text("red\n")
+    evaluation = {"every": 1, "images_per_prompt": 1, "heldout_images_per_prompt": 1}
+    run(epochs=1, prompts=prompts, evaluation=evaluation)
+    state = tmp_path / "run" / "checkpoints" / "epoch_00001" / "state.json"
+    assert json.loads(state.read_text())["best_epoch"] is not None
+    capsys.readouterr()
+    run(resume=True, epochs=1, prompts=prompts, evaluation=evaluation)
+    assert "other prompts" not in capsys.readouterr().err
+    Path(prompts["validation"]).write_text("blue\n")
+    run(resume=True, epochs=2, prompts=prompts, evaluation=evaluation)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "from here on prompts.validation holds other prompts" in said
+    assert "prompts.heldout" not in said
+    state = tmp_path / "run" / "checkpoints" / "epoch_00002" / "state.json"
+    assert json.loads(state.read_text())["best_epoch"] == 2
+
+
 def test_what_may_change_is_said_and_kept(
     run: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -224,7 +247,7 @@ def test_progress_of_older_checkpoints_loads(run: Train, tmp_path: Path) -> None
     run(epochs=1)
     folder = tmp_path / "run" / "checkpoints" / "epoch_00001"
     state = json.loads((folder / "state.json").read_text())
-    del state["prompts"]
+    del state["prompts"], state["evaluated"]
     (folder / "state.json").write_text(json.dumps(state))
     (folder / "checksums.json").unlink()
     run(resume=True)

@@ -117,6 +117,9 @@ def test_unknown_key_names_the_nearest() -> None:
             "Gaussian log-probabilities",
         ),
         ({"epochs": "many"}, "epochs: Input should be a valid integer"),
+        ({"epochs": True}, "true is no value of this setting"),
+        ({"update": {"learning_rate": True}}, "update.learning_rate: .*true is no value"),
+        ({"sampling": {"window": {"size": False}}}, "window.size: .*false is no value"),
     ],
 )
 def test_impossible_sizes_are_refused_before_a_model_loads(changes: Any, message: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,16 +34,26 @@ def recipe_changes(recipe: Recipe, folder: Path) -> Changes:
     return changes
 
 
-def check_prompts(progress: Progress, prompts: Sequence[Prompt]) -> None:
-    """Remembers the training prompts, or raises ConfigError when they are no longer those of the run:
-    an epoch's prompts are positions in their file."""
-    digest = prompts_digest(prompts)
+def check_prompts(progress: Progress, prompts: Mapping[str, Sequence[Prompt]]) -> list[str]:
+    """Remembers the prompts by split; returns a line for each evaluation that is another one now. The
+    best validation score is forgotten with its prompts. Raises ConfigError when the training prompts are
+    no longer those of the run: an epoch's prompts are positions in their file."""
+    digest = prompts_digest(prompts["train"])
     if progress.prompts not in (None, digest):
         raise ConfigError(
             "prompts.train holds other prompts than the run began with: restore the file, or start a "
             "run of its own with --out"
         )
     progress.prompts = digest
+    lines = []
+    for split in ("validation", "heldout"):
+        digest = prompts_digest(prompts[split]) if prompts.get(split) else ""
+        if progress.evaluated.setdefault(split, digest) != digest:
+            lines.append(f"from here on prompts.{split} holds other prompts: figures before differ")
+            progress.evaluated[split] = digest
+            if split == "validation":
+                progress.best_score = progress.best_epoch = None
+    return lines
 
 
 def check_data(progress: Progress, digest: str | None) -> None:

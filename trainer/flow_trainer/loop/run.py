@@ -144,7 +144,7 @@ def _open(
     averages = _averages(ema, old, sampler)
     progress = checkpoints.resume(policy, optimizer, averages) if resume else None
     resumed, progress = progress is not None, progress or Progress()
-    check_prompts(progress, prompts["train"])
+    other_prompts = check_prompts(progress, prompts)
     check_data(progress, examples.digest if examples else None)
     log = QuietLog()
     if world.is_main:
@@ -154,9 +154,8 @@ def _open(
         log.say(f"[yellow]{warning}[/yellow]")
     scale.load_state_dict(progress.loss_scale)
     if resume:
-        log.say(
-            "\n".join(what_is_said(progress if resumed else None, folder, recipe.epochs, changes))
-        )
+        said = what_is_said(progress if resumed else None, folder, recipe.epochs, changes)
+        log.say("\n".join([*said, *other_prompts]))
     run = Run(
         recipe,
         folder,

@@ -65,6 +65,8 @@ class Progress:
     """Digest of the training prompts."""
     data: str | None = None
     """Digest of the image-text data."""
+    evaluated: dict[str, str] = field(default_factory=dict)
+    """Digests of the prompts that are evaluated, by split."""
     log_offsets: dict[str, int] | None = None
     """Bytes of each log file that belong to the finished epochs."""
 
