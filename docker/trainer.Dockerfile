@@ -25,7 +25,7 @@ RUN sh /tmp/commands.sh flow-grpo=flow_trainer reward-score=reward_api.cli \
     && mkdir -p /weights /trainer/runs /compiled && chown 10001:10001 /weights /trainer/runs /compiled
 # Recipes name prompts and the tiny model relative to themselves: the folders keep their places.
 COPY trainer/recipes /trainer/recipes
-COPY trainer/prompts /trainer/prompts
+COPY --chown=10001:10001 trainer/prompts /trainer/prompts
 COPY trainer/tiny_sd3 /trainer/tiny_sd3
 USER 10001:10001
 WORKDIR /trainer
@@ -41,7 +41,8 @@ LABEL org.opencontainers.image.title="flow-grpo" \
       org.opencontainers.image.description="Flow-GRPO trainer for flow-matching text-to-image models" \
       org.opencontainers.image.licenses="Apache-2.0"
 # /compiled holds libraries: a volume, since a tmpfs is mounted noexec, and compiled once for all runs.
-VOLUME ["/weights", "/trainer/runs", "/compiled"]
+# /trainer/prompts: a new volume begins with the tiny model's words, and full-size prompts are written beside.
+VOLUME ["/weights", "/trainer/runs", "/trainer/prompts", "/compiled"]
 # The first SIGTERM saves, then the trainer leaves.
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["flow-grpo"]

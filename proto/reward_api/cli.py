@@ -66,7 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"reward-score: {error}{hint}\n")
         return _EXIT_USAGE
     except RewardError as error:
-        hint = "; is the service up? --wait waits for it" if error.retryable else ""
+        can_wait = error.retryable and not arguments.wait
+        hint = "; is the service up? --wait waits for it" if can_wait else ""
         sys.stderr.write(f"reward-score: {error}{hint}\n")
         return _EXIT_FAILED
     except BrokenPipeError:  # the reader has seen enough
@@ -76,6 +77,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
+class _Version(argparse.Action):
+    """Asked of the installed package only when somebody wants to know."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            found = version("flow-rewards")
+        except PackageNotFoundError:  # a checkout that is not installed
+            found = "from a checkout"
+        sys.stdout.write(f"{parser.prog} {found}\n")
+        parser.exit(0)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="reward-score",
@@ -83,6 +98,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and end")
     parser.add_argument("images", nargs="*", type=Path, help="PNG, JPEG or WebP files")
     parser.add_argument(
         "--reward",
@@ -232,8 +248,8 @@ def _evidence(paths: list[str], names: list[str], batches: list[ScoreBatch]) -> 
     lines = []
     for name, batch in zip(names, batches, strict=True):
         for i, path in enumerate(paths):
-            if batch.valid[i]:
-                evidence = {**_sub_scores(batch, i), **(batch.details[i] or {})}
+            evidence = {**_sub_scores(batch, i), **(batch.details[i] or {})}
+            if batch.valid[i] and evidence:
                 lines.append(f"{path}: {name}: {json.dumps(evidence, ensure_ascii=False)}\n")
     return "".join(lines)
 

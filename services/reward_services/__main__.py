@@ -27,13 +27,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         sys.stdout.write(
             f"usage: reward-serve NAME [settings]\n       reward-serve --list\n"
-            f"       reward-serve --probe\n\n"
+            f"       reward-serve --probe\n       reward-serve --version\n\n"
             f"rewards: {', '.join(rewards())}\n`reward-serve NAME --help` lists the settings.\n"
             f"--probe: exit status 0 when the service that the environment configures is ready\n"
         )
         return 0 if arguments else EXIT_USAGE
     if arguments[0] == "--list":
         sys.stdout.write("".join(f"{name}\n" for name in rewards()))
+        return 0
+    if arguments == ["--version"]:
+        from reward_services import __version__
+
+        sys.stdout.write(f"reward-serve {__version__}\n")
         return 0
     if arguments == ["--probe"]:
         from reward_services.chassis.probe import probe

@@ -83,7 +83,9 @@ def test_wait(service, capsys):
     assert cli.main(["--reward", service.urls["http"], "--wait"]) == 0
     service.reward.is_ready = False
     assert cli.main(["--reward", service.urls["grpc"], "--wait", "--timeout", "0.2"]) == 1
-    assert "not ready" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "not ready" in said
+    assert "--wait waits for it" not in said  # it was given
 
 
 def test_nothing_answers(files, capsys):

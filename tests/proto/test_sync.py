@@ -1,9 +1,11 @@
 """The blocking forms, and clients that outlive event loops and processes."""
 
 import asyncio
+import concurrent.futures
 import gc
 import multiprocessing
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -50,6 +52,18 @@ def test_submit_returns_before_the_result():
         assert not any(future.done() for future in futures)
         everyone.wait(10)  # both calls are under way at the same time
         assert all(np.array_equal(f.result().values, EXPECTED) for f in futures)
+
+
+def test_closing_ends_what_is_under_way_and_its_waiter_learns_it(recwarn):
+    client = RewardClient(transport=FakeReward(delay_s=3600))
+    future = client.submit(BATCH, PROMPTS)
+    while not client.asynchronous._sessions:  # under way
+        time.sleep(0.01)
+    client.close()
+    with pytest.raises(concurrent.futures.CancelledError):
+        future.result(timeout=30)
+    gc.collect()
+    assert not [w for w in recwarn if "destroyed" in str(w.message)]
 
 
 def test_float_images_may_change_after_submit():

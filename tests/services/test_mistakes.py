@@ -54,6 +54,16 @@ def test_a_wrong_setting(arguments, message, capsys):
     assert "Traceback" not in said.err
 
 
+@pytest.mark.parametrize(
+    "module", ["reward_api.cli", "reward_services", "reward_services.gateway", "flow_trainer"]
+)
+def test_every_command_says_its_version(module):
+    command = [sys.executable, "-m", module, "--version"]
+    run = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True)
+    assert len(run.stdout.splitlines()) == 1
+    assert run.stdout.startswith(("reward-", "flow-grpo "))
+
+
 def test_a_wrong_variable(monkeypatch, capsys):
     monkeypatch.setenv("REWARD_HTTP_PORT", "http")
     assert main(["jpeg"]) == 2

@@ -11,6 +11,7 @@ import pytest
 
 from flow_trainer.__main__ import main
 from flow_trainer.recipe import load_recipe
+from flow_trainer.record.report.runs import read_metrics
 from processes import Service
 from run_folders import make_run
 
@@ -130,6 +131,9 @@ def test_train_evaluate_report(
     assert "2 recipes compared" in page.read_text()
     assert main(["report", str(run), str(out)]) == 2
     assert f"{out} holds no recipe.json: is it a run folder?" in capsys.readouterr().err
+    # A reward with the name of a quantity that is watched keeps a figure of its own.
+    (row,) = [r for r in read_metrics(run) if r["kind"] == "train"]
+    assert row["rewards.brightness"] == row["reward"] != row["brightness"]
 
 
 def test_mistakes_are_one_line_and_status_2(

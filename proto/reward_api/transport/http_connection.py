@@ -11,11 +11,12 @@ import asyncio
 import socket
 import ssl
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import httptools
 
 _RECEIVE_BYTES = 64 * 1024
+_HEAD_START_S = 0.25
 _SEND_BYTES = 1024 * 1024
 _JOIN_BYTES = 16 * 1024
 """Smaller pieces travel together."""
@@ -196,28 +197,69 @@ class _Answer:
 async def connect(
     host: str, port: int, tls: ssl.SSLContext | None = None, server_name: str | None = None
 ) -> Stream:
-    """A stream to the first address of `host` that accepts. Raises OSError."""
+    """A stream to the address of `host` that accepts first. Raises OSError."""
     loop = asyncio.get_running_loop()
     addresses = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    sock = await _connected(addresses, host)
+    if tls is None:
+        return _PlainStream(sock)
+    try:
+        stream = _TlsStream(sock, tls, server_name or host)
+        await stream.handshake()
+    except BaseException:
+        sock.close()
+        raise
+    return stream
+
+
+async def _connected(addresses: Sequence[Any], host: str) -> socket.socket:
+    """A socket at one of the addresses. Each gets a head start of a quarter of a second over the next
+    (RFC 8305), so that one that swallows packets does not hide the others. Raises OSError."""
+    if len(addresses) == 1:
+        return await _try(addresses[0])
     failure: OSError = ConnectionError(f"{host} has no address")
-    for family, kind, protocol, _, address in addresses:
-        sock = socket.socket(family, kind, protocol)
-        try:
-            sock.setblocking(False)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            await loop.sock_connect(sock, address)
-            if tls is None:
-                return _PlainStream(sock)
-            stream = _TlsStream(sock, tls, server_name or host)
-            await stream.handshake()
-            return stream
-        except OSError as error:
-            sock.close()
-            failure = error
-        except BaseException:
-            sock.close()
-            raise
+    left, trying = list(addresses), set[asyncio.Task[socket.socket]]()
+    try:
+        while left or trying:
+            if left:
+                trying.add(asyncio.create_task(_try(left.pop(0))))
+            done, trying = await asyncio.wait(
+                trying,
+                timeout=_HEAD_START_S if left else None,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            for task in done:
+                error = task.exception()
+                if error is None:
+                    trying |= done - {task}
+                    return task.result()
+                if not isinstance(error, OSError):
+                    raise error
+                failure = error
+    finally:
+        for task in trying:
+            task.cancel()
+            task.add_done_callback(_close_unused)
     raise failure
+
+
+async def _try(address: Any) -> socket.socket:
+    family, kind, protocol, _, target = address
+    sock = socket.socket(family, kind, protocol)
+    try:
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        await asyncio.get_running_loop().sock_connect(sock, target)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _close_unused(task: asyncio.Task[socket.socket]) -> None:
+    """Of an address that accepted as well, a moment too late."""
+    if not task.cancelled() and task.exception() is None:
+        task.result().close()
 
 
 class _PlainStream:

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from reward_services import __version__
+
 _EPILOG = """\
 example:
   reward-gateway --reward pickscore=http://a:8103,http://b:8103 --reward ocr=grpc://c:9101 \\
@@ -84,6 +86,7 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     parser.add_argument(
         "--reward",
         action="append",

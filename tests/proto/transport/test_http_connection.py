@@ -1,8 +1,12 @@
 """One HTTP/1.1 connection and what a server may send on it, byte by byte."""
 
+import asyncio
+import contextlib
+import socket
+
 import pytest
 
-from reward_api.transport.http_connection import Connection
+from reward_api.transport.http_connection import Connection, connect
 
 
 class Played:
@@ -98,3 +102,47 @@ async def test_answers_that_are_none(data, message):
 async def test_a_header_that_cannot_be_sent(value):
     with pytest.raises(ValueError, match=r"x-request-id.*printable ASCII"):
         await played(SIZED, **{"x-request-id": value})
+
+
+def _address(port, host="127.0.0.1"):
+    return socket.AF_INET, socket.SOCK_STREAM, 0, "", (host, port)
+
+
+async def _connects(monkeypatch, *addresses):
+    """The peer of a connection to a name with these addresses."""
+
+    async def known(*_, **__):
+        return list(addresses)
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", known)
+    stream = await connect("name", 80)
+    try:
+        return stream._socket.getpeername()
+    finally:
+        stream.close()
+
+
+async def test_an_address_that_swallows_packets_does_not_hide_the_next(monkeypatch):
+    """As where a name has an IPv6 address whose network is broken."""
+    with (
+        socket.create_server(("127.0.0.1", 0), backlog=0) as full,
+        socket.create_server(("127.0.0.1", 0)) as other,
+        contextlib.ExitStack() as waiting,
+    ):
+        hole, port = full.getsockname()[1], other.getsockname()[1]
+        for _ in range(4):  # the queue is full: what comes now is dropped without an answer
+            sock = waiting.enter_context(socket.socket())
+            sock.setblocking(False)
+            sock.connect_ex(("127.0.0.1", hole))
+        async with asyncio.timeout(30):
+            found = await _connects(monkeypatch, _address(hole), _address(port))
+        assert found == ("127.0.0.1", port)
+
+
+async def test_an_address_that_refuses_is_left_at_once(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as other, socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # bound, so that nobody else gets it, and not listening
+        refusing, port = _address(closed.getsockname()[1]), other.getsockname()[1]
+        assert await _connects(monkeypatch, refusing, _address(port)) == ("127.0.0.1", port)
+        with pytest.raises(ConnectionRefusedError):
+            await _connects(monkeypatch, refusing, refusing)

@@ -124,7 +124,6 @@ def log_epoch(
     failures = scores.failures()
     metrics = {
         "reward": scores.mean(),
-        **scores.reward_means(),
         **_source_rewards(run, batch, scores),
         **advantages.metrics,
         **stats.means(),
@@ -139,6 +138,11 @@ def log_epoch(
         **({"failures": failures} if failures else {}),
         **watched,
         **timing,
+    }
+    # A reward may have the name of a quantity that is watched.
+    metrics |= {
+        f"rewards.{name}" if name in metrics else name: mean
+        for name, mean in scores.reward_means().items()
     }
     run.log.metrics("train", epoch + 1, metrics)
     hashes = _image_hashes(run, batch)

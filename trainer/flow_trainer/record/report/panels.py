@@ -170,12 +170,13 @@ class Panels:
     def _rewards(self) -> Iterator[Panel]:
         """Every reward and sub-score, every source of prompts, every monitor."""
         for name in self._names("trained"):
-            if not self._are_equal(name, "reward"):
+            main = self._key_of(name)
+            if not self._are_equal(main, "reward"):
                 yield self._panel(
-                    f"Reward {name}", "mean score", ("train", name), ("validation", name)
+                    f"Reward {name}", "mean score", ("train", main), ("validation", name)
                 )
             for key in self._keys:
-                if key.startswith(f"{name}.") and not self._are_equal(key, name):
+                if key.startswith(f"{name}.") and not self._are_equal(key, main):
                     title = f"{name}: {key.removeprefix(f'{name}.')}"
                     yield self._panel(title, "mean", ("train", key), ("validation", key))
         for name in self._sources():
@@ -189,6 +190,11 @@ class Panels:
             key = f"monitor.{name}"
             if key in self._keys:
                 yield self._panel(f"Monitor {name} (not trained)", "mean score", ("train", key))
+
+    def _key_of(self, reward: str) -> str:
+        """Its own in a row of training, where its name may be that of a quantity that is watched."""
+        own = f"rewards.{reward}"
+        return own if own in self._keys else reward
 
     def _names(self, which: str) -> list[str]:
         """Of rewards, over all groups."""
@@ -207,6 +213,7 @@ class Panels:
             "reward",
             *(f"{name}/reward" for name in self._sources()),
             *(f"monitor.{name}" for name in monitors),
+            *(f"rewards.{name}" for name in trained),
             *(key for key in self._keys if key.partition(".")[0] in trained),
         }
 
