@@ -107,9 +107,9 @@ def base_job(runs: Path, seed: int) -> Job:
     return Job(folder, (*arguments, "--out", str(folder), *_set([*COMMON, f"seed={seed}"])))
 
 
-def run_jobs(waiting: Sequence[Job], url: str, at_once: int) -> list[Job]:
-    """Runs what is not done yet and returns what failed. On an exception, Ctrl-C included, the
-    running ones save and end."""
+def run_jobs(waiting: Sequence[Job], url: str, at_once: int, *, reward: str = "ocr") -> list[Job]:
+    """Runs what is not done yet, with the recipe's reward at `url`, and returns what failed. On an
+    exception, Ctrl-C included, the running ones save and end."""
     queue = [job for job in waiting if not job.done]
     running: dict[Job, subprocess.Popen[bytes]] = {}
     failed = []
@@ -117,7 +117,7 @@ def run_jobs(waiting: Sequence[Job], url: str, at_once: int) -> list[Job]:
         while queue or running:
             while queue and len(running) < at_once:
                 job = queue.pop(0)
-                running[job] = _start(job, url)
+                running[job] = _start(job, f"rewards.{reward}.url={url}")
             time.sleep(POLL_S)
             for job in [job for job, process in running.items() if process.poll() is not None]:
                 del running[job]
@@ -132,14 +132,14 @@ def run_jobs(waiting: Sequence[Job], url: str, at_once: int) -> list[Job]:
     return failed
 
 
-def _start(job: Job, url: str) -> subprocess.Popen[bytes]:
+def _start(job: Job, reward: str) -> subprocess.Popen[bytes]:
     job.folder.mkdir(parents=True, exist_ok=True)
     command = [
         sys.executable,
         "-m",
         "flow_trainer",
         *job.arguments,
-        *_set([f"rewards.ocr.url={url}"]),
+        *_set([reward]),
     ]
     with (job.folder / "log.txt").open("ab") as log:
         return subprocess.Popen(

@@ -78,11 +78,13 @@ def ocr_service(log: Path) -> Iterator[str]:
 
 
 @contextmanager
-def reward_service(name: str, log: Path, *flags: str) -> Iterator[str]:
-    """A reward as a child process on free ports; yields its URL and stops it by its pid."""
+def reward_service(name: str, log: Path, *flags: str, script: Path | None = None) -> Iterator[str]:
+    """A reward as a child process on free ports; yields its URL and stops it by its pid. `script` serves
+    it where it is none of this project's services."""
     with tempfile.TemporaryDirectory() as folder, log.open("wb") as output:
         ports = Path(folder) / "ports.json"
-        command = [sys.executable, "-m", "reward_services", name, "--http-port", "0", *flags]
+        served = ["-m", "reward_services", name] if script is None else [str(script)]
+        command = [sys.executable, *served, "--http-port", "0", *flags]
         command += ["--grpc-port", "0", "--port-file", str(ports)]
         process = subprocess.Popen(
             command,
