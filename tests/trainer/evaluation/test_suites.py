@@ -55,13 +55,9 @@ def few(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def evaluate(
-    recipe_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., int]:
-    monkeypatch.setattr("flow_trainer.evaluation.run.READY_S", 0.5)
-
+def evaluate(recipe_path: Path, tmp_path: Path) -> Callable[..., int]:
     def run(*arguments: str) -> int:
-        steps = ("--steps", "2", "--out", str(tmp_path / "out"))
+        steps = ("--steps", "2", "--wait-ready", "0.5", "--out", str(tmp_path / "out"))
         return main(["evaluate", str(recipe_path), *steps, *arguments])
 
     return run

@@ -49,6 +49,13 @@ def add_suite_arguments(parser: argparse.ArgumentParser) -> None:
         help="the recipe's guidance and evaluation steps in place of the published protocol's",
     )
     suites.add_argument("--keep-images", action="store_true", help="as PNG files under --out")
+    suites.add_argument(
+        "--wait-ready",
+        type=float,
+        default=10.0,
+        metavar="SECONDS",
+        help="for a reward that still loads, before its columns stay empty (default: %(default)g)",
+    )
 
 
 def evaluate_suites(arguments: argparse.Namespace) -> int:
@@ -68,6 +75,7 @@ def evaluate_suites(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
         own_sampling=arguments.own_sampling,
         keep_images=arguments.keep_images,
+        ready_s=arguments.wait_ready,
     )
     for table in run_suites(recipe, request):
         if is_main_process():

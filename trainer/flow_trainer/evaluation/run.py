@@ -24,9 +24,6 @@ from flow_trainer.record.checkpoint import load_weights
 from flow_trainer.record.meter import Meter
 from reward_api import RewardError
 
-READY_S = 10.0
-"""Seconds in which a reward must say that it is ready, or its columns stay empty."""
-
 
 @dataclass(frozen=True, slots=True)
 class Request:
@@ -42,6 +39,8 @@ class Request:
     seed: int = 42
     own_sampling: bool = False
     keep_images: bool = False
+    ready_s: float = 10.0
+    """In which a reward must say that it is ready, or its columns stay empty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +76,7 @@ def run_suites(recipe: Recipe, request: Request) -> list[Table]:
     out = request.out or Path("runs") / f"evaluation-{recipe.name}"
     with (
         open_world(pick_device(recipe.device), recipe.sharding) as world,
-        _rewards(recipe, request.rewards, world) as rewards,
+        _rewards(recipe, request, world) as rewards,
     ):
         for suite in suites:
             if not rewards.of(suite):
@@ -221,9 +220,9 @@ def _notes(subject: Subject, source: str) -> list[str]:
 
 
 @contextmanager
-def _rewards(recipe: Recipe, extra: Sequence[str], world: World) -> Iterator[_Rewards]:
+def _rewards(recipe: Recipe, request: Request, world: World) -> Iterator[_Rewards]:
     """Every reward of the recipe and of --reward that answers."""
-    configured = {**recipe.rewards, **parse_rewards(extra)}
+    configured = {**recipe.rewards, **parse_rewards(request.rewards)}
     scorers: list[Scorer] = []
     rewards = _Rewards({}, {})
     try:
@@ -231,7 +230,7 @@ def _rewards(recipe: Recipe, extra: Sequence[str], world: World) -> Iterator[_Re
             scorer = Scorer({key: reward}, recipe.scoring)
             scorers.append(scorer)
             try:
-                scorer.wait_ready(READY_S)
+                scorer.wait_ready(request.ready_s)
                 about = scorer.metadata()[key]
             except (OutageError, RewardError) as error:
                 rewards.unanswered[key] = f"does not answer: {_first_line(error)}"
