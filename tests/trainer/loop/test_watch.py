@@ -68,6 +68,23 @@ def test_a_reward_that_likes_dark_images_rings(
     assert not set(repeated) & set(rang)
 
 
+def test_a_resumed_run_watches_as_its_recipe_says_now(
+    data: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A band too long to ring in ten epochs; then one that has been left long before."""
+    data["rewards"]["bright"]["weight"] = -1.0
+    data["update"] |= {"learning_rate": 3e-2, "clip_range": 1.0, "warmup_updates": 16}
+    data["sampling"] |= {"group_size": 8, "micro_batch": 8}
+    data |= {"epochs": 14, "watch": {"band_epochs": 12}}
+    train(parse_recipe(data), tmp_path)
+    assert rows(tmp_path, "alarm") == []
+    data |= {"epochs": 16, "watch": {"band_epochs": 3}}
+    train(parse_recipe(data), tmp_path, resume=True)
+    assert "from here on watch.band_epochs = 3 was 12" in capsys.readouterr().err
+    rang = [(row["epoch"], row["quantity"]) for row in rows(tmp_path, "alarm")]
+    assert [entry for entry in rang if entry[1] == "latent_norm"] == [(15, "latent_norm")]
+
+
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_healthy_runs_are_silent(data: dict[str, Any], tmp_path: Path, seed: int) -> None:
     data["update"] |= {"learning_rate": 1e-4, "kl": "velocity", "beta": 0.1}

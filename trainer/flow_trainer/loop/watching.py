@@ -36,7 +36,11 @@ class Watching:
         names = tuple(f"monitor.{name}" for name in recipe.monitors)
         self._watch = Watch(recipe.watch.band_epochs, names)
         if run.world.is_main:
-            watch_from(_logged(run), self._watch)
+            logged = _logged(run)
+            watch_from(logged, self._watch)
+            # what a changed [watch] finds out of its band has not rung yet
+            rang = {str(row["quantity"]) for row in logged if row.get("kind") == "alarm"}
+            self._watch.ringing &= rang
 
     def begin(self, batch: Batch) -> None:
         """Sends the monitors their sample of an epoch; they score it while the update runs."""
