@@ -74,6 +74,32 @@ def test_a_fake_run_is_the_programs_own_epoch(small: Recipe) -> None:
     assert less.sections["update"].flops > found.sections["update"].flops
 
 
+@pytest.mark.parametrize(
+    ("name", "fewer"),
+    [
+        ("z_image_turbo_pickscore_80gb", {"n_layers": 2}),
+        ("flux2_klein_pickscore_80gb", {"num_layers": 1, "num_single_layers": 2}),
+    ],
+)
+def test_families_without_pooled_text_have_fake_runs(
+    name: str, fewer: dict[str, int], tmp_path: Path
+) -> None:
+    kind, config = ARCHITECTURES[load_recipe(RECIPES / f"{name}.toml").model.path]
+    (tmp_path / "transformer").mkdir()
+    file = tmp_path / "transformer" / "config.json"
+    file.write_text(json.dumps({**config, **fewer, "_class_name": kind}))
+    sizes = ["model.height=64", "model.width=64", "model.max_sequence_length=32"]
+    recipe = load_recipe(RECIPES / f"{name}.toml", [f"model.path={tmp_path}", *sizes])
+    found = plan(recipe)
+    architecture = inspect(str(tmp_path), recipe.model.family, recipe.model.lora_rank)
+    assert architecture is not None
+    estimate = memory(recipe, architecture)
+    for part in ("transformer", "training_state", "vae"):
+        assert getattr(found, part) == pytest.approx(getattr(estimate, part), rel=0.02), part
+    sections = found.sections
+    assert sections["update"].flops > 1.8 * sections["sampling forward"].flops / 2
+
+
 @pytest.mark.skipif(torch.backends.cuda.is_built(), reason="for CPU builds of torch")
 def test_waits_need_a_cuda_build(small: Recipe) -> None:
     with pytest.raises(ConfigError, match="is a CPU build"):

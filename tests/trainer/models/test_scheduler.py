@@ -181,6 +181,15 @@ def test_what_is_beyond_the_positions_of_z_image_is_refused(
     policy.velocity(torch.randn(1, *policy.latent_shape), torch.ones(1), longest)
 
 
+@pytest.mark.parametrize("family", ["z_image", "flux2_klein"], indirect=True)
+def test_a_length_that_no_prompt_fits_into_is_refused(
+    recipe_data: dict[str, Any], family: str, folder: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"max_sequence_length = 17: .* no prompt would reach"):
+        load(recipe_data, family, folder, max_sequence_length=17)
+    load(recipe_data, family, folder, max_sequence_length=18)
+
+
 def test_a_size_beyond_the_positions_is_refused(recipe_data: dict[str, Any]) -> None:
     model = {**recipe_data["model"], "height": 1024}
     recipe = parse_recipe({**recipe_data, "model": model})

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from flow_trainer.errors import ConfigError
 from flow_trainer.models.conditioning import Conditioning, join
+from flow_trainer.models.families.chat import check_room
 from flow_trainer.models.families.family import Family
 from flow_trainer.models.families.packing import pack, unpack
 from flow_trainer.models.families.scheduler import scheduler_sigmas
@@ -37,6 +38,7 @@ LORA_TARGETS = [
 
 
 def check(pipeline: Any, config: Model) -> None:
+    check_room(pipeline, config, thinking=False)
     if getattr(pipeline, "config", {}).get("is_distilled") and config.guidance > 1:
         raise ConfigError(
             f"model.guidance = {config.guidance:g}: this checkpoint is distilled, and its pipeline "

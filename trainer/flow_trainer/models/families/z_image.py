@@ -11,6 +11,7 @@ from torch import Tensor
 
 from flow_trainer.errors import ConfigError
 from flow_trainer.models.conditioning import Conditioning, join
+from flow_trainer.models.families.chat import check_room
 from flow_trainer.models.families.family import Family
 from flow_trainer.models.families.scheduler import scheduler_sigmas
 from flow_trainer.models.families.sd3 import unscale
@@ -33,6 +34,7 @@ TEXT_MULTIPLE = 32
 def check(pipeline: Any, config: Model) -> None:
     """Positions are tables: text tokens and the image share the first axis, rows and columns have one
     each."""
+    check_room(pipeline, config, thinking=True)
     text, *sides = pipeline.transformer.config.axes_lens
     longest = config.max_sequence_length + -config.max_sequence_length % TEXT_MULTIPLE
     if longest + 1 >= text:
