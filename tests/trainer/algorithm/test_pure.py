@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
 
+from flow_trainer.algorithm import ema
 from flow_trainer.algorithm.advantages import combine_rewards, group_advantages
 from flow_trainer.algorithm.ema import Ema, ema_rule, old_policy_rule
 from flow_trainer.algorithm.noise import (
@@ -284,3 +286,23 @@ def test_nft_pulls_good_samples_and_pushes_bad_ones() -> None:
     assert towards[0] > 0
     torch.testing.assert_close(towards[1], -towards[1].abs())
     torch.testing.assert_close(v.grad[2], torch.zeros(SHAPE), atol=1e-7, rtol=0)
+
+
+def test_averages_are_swapped_in_few_kernels_and_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ema, "CHUNK_ELEMENTS", 40)
+    parameters = {f"w{i}": torch.nn.Parameter(torch.full((10,), float(i))) for i in range(9)}
+    parameters["large"] = torch.nn.Parameter(torch.full((100,), 9.0))
+    before = {name: p.detach().clone() for name, p in parameters.items()}
+    average = Ema(parameters, lambda k: 0.5)
+    with torch.no_grad():
+        for parameter in parameters.values():
+            parameter += 2
+    average.update()
+    with profile(activities=[ProfilerActivity.CPU]) as profiled, average.swapped():
+        for name, parameter in parameters.items():
+            assert torch.equal(parameter, before[name] + 1)
+    for name, parameter in parameters.items():
+        assert torch.equal(parameter, before[name] + 2)
+        assert torch.equal(average.weights()[name], before[name] + 1)
+    calls = {event.key: event.count for event in profiled.key_averages()}
+    assert calls["aten::_foreach_copy_"] == 2 * 3 * 4  # there and back, in four parts

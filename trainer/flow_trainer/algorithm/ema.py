@@ -3,14 +3,19 @@ DiffusionNFT the policy that samples."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 EMA_STEP = "__step__"
 """Key of the step counter in a state_dict, beside the parameter names."""
+
+CHUNK_ELEMENTS = 2**26
+"""Weights that are swapped at a time: an adapter at once; of all weights, what is copied meanwhile stays
+small beside them."""
 
 Rule = Callable[[int], float]
 """Decay d after k optimizer steps; 1 leaves the average as it is."""
@@ -45,8 +50,8 @@ class Ema:
         if decay == 1:
             return
         with torch.no_grad():
-            for name, parameter in self._parameters.items():
-                self._shadow[name].lerp_(parameter.detach(), 1 - decay)
+            for weights, shadows in self._chunks():
+                torch._foreach_lerp_(shadows, weights, 1 - decay)
 
     @contextmanager
     def swapped(self) -> Iterator[None]:
@@ -72,7 +77,26 @@ class Ema:
 
     def _swap(self) -> None:
         with torch.no_grad():
-            for name, parameter in self._parameters.items():
-                weights = parameter.detach().clone()
-                parameter.copy_(self._shadow[name])
-                self._shadow[name].copy_(weights)
+            for weights, shadows in self._chunks():
+                kept = [torch.empty_like(tensor) for tensor in weights]
+                torch._foreach_copy_(kept, weights)
+                torch._foreach_copy_(weights, shadows)
+                torch._foreach_copy_(shadows, kept)
+
+    def _chunks(self) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
+        """Weights and averages, of sharded ones this rank's part: many tensors take a few kernels."""
+        weights = _local(self._parameters.values())
+        shadows = _local(self._shadow.values())
+        start = size = 0
+        for end, weight in enumerate(weights):
+            if end > start and size + weight.numel() > CHUNK_ELEMENTS:
+                yield weights[start:end], shadows[start:end]
+                start, size = end, 0
+            size += weight.numel()
+        if weights:
+            yield weights[start:], shadows[start:]
+
+
+def _local(tensors: Iterable[Any]) -> list[Tensor]:
+    detached = [tensor.detach() for tensor in tensors]
+    return [t.to_local() if hasattr(t, "to_local") else t for t in detached]
