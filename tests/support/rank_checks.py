@@ -14,9 +14,10 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from flow_trainer.models.load import load_policy
+from flow_trainer.models.pieces import Pieces
 from flow_trainer.parallel.sharding import whole
 from flow_trainer.parallel.world import World, open_world, pick_device
-from flow_trainer.recipe import parse_recipe
+from flow_trainer.recipe import Model, parse_recipe
 
 
 def check_collectives(out: Path) -> None:
@@ -117,3 +118,36 @@ def save_gradients(data: dict[str, Any], sharding: str, file: Path) -> None:
         found = {name: whole(p.grad) for name, p in named if p.grad is not None}
         if world.is_main:
             save_file(found, file)
+
+
+def compare_pieces(model: dict[str, Any], out: Path) -> None:
+    """A divided transformer has the values of a whole one, and no rank has read more than its part."""
+    config, cpu = Model.model_validate(model), pick_device("cpu")
+
+    def states(mesh: Any) -> list[dict[str, Any]]:
+        torch.manual_seed(0)
+        policy = load_policy(config, cpu, with_reference=True, mesh=mesh)
+        tuning: Any = policy._tuning
+        return [m.state_dict() for m in (tuning.transformer, tuning._reference) if m is not None]
+
+    expected = states(None)
+    read: list[int] = []
+    of_pieces = Pieces._read
+
+    def count(self: Pieces, name: str, rows: slice | None) -> torch.Tensor:
+        found = of_pieces(self, name, rows)
+        read.append(found.numel() if rows is not None else 0)
+        return found
+
+    Pieces._read = count
+    with open_world(cpu, "full") as world:
+        divided = states(world.mesh)
+        assert len(divided) == len(expected)
+        for state, other in zip(divided, expected, strict=True):
+            assert state.keys() == other.keys()
+            for name, value in state.items():
+                assert value.dtype == other[name].dtype, name
+                assert torch.equal(whole(value), other[name]), name
+        weights = [sum(v.numel() for v in state.values()) for state in expected]
+        assert 0 < sum(read) < sum(weights) * (1 / world.size + 0.1)
+    (out / f"done-{world.rank}").touch()

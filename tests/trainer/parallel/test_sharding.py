@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import load_file
 
 import ranks
-from rank_checks import TURNS, count_travel, save_gradients
+from rank_checks import TURNS, compare_pieces, count_travel, save_gradients
 from rank_runs import run, state
+from tiny_pipelines import MODELS, build
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 
@@ -91,3 +92,13 @@ def test_nodes_add_their_gradients_once_per_update(half: dict[str, Any], tmp_pat
         found = json.loads((tmp_path / f"travel-{rank}.json").read_text())
         assert found["reductions"] == TURNS * (BLOCKS + 1)
         assert found["summed over nodes"] == BLOCKS + 1
+
+
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+@pytest.mark.parametrize("family", MODELS)
+def test_every_rank_reads_its_own_rows(family: str, tuning: str, tmp_path: Path) -> None:
+    """On three ranks, which nothing divides evenly."""
+    model = {"family": family, "path": str(build(family, tmp_path)), "height": 8, "width": 8}
+    model |= MODELS[family] | {"tuning": tuning, "dtype": "bfloat16", "autocast_on_cpu": True}
+    assert ranks.start(3, compare_pieces, model, tmp_path).wait() == [0] * 3
+    assert len(list(tmp_path.glob("done-*"))) == 3

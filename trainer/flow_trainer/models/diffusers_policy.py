@@ -24,6 +24,7 @@ from flow_trainer.models.families.family import Family
 from flow_trainer.models.families.scheduler import check_scheduler
 from flow_trainer.models.flops import FlopsByText, forward_flops
 from flow_trainer.models.kernels import compiles
+from flow_trainer.models.pieces import Pieces, empty_transformer
 from flow_trainer.models.policy import Work
 from flow_trainer.models.prompt_cache import Fit, PromptCache
 from flow_trainer.models.tuning import Tuning, as_float32
@@ -51,8 +52,9 @@ class DiffusersPolicy:
         config = config.model_copy(update={"compile": compiles(config, device)})
         self._config = config
         self.dtype = _dtype(config, device)
+        pieces = None
         if pipeline is None:
-            pipeline = _load_pipeline(family, config, self.dtype)
+            pipeline, pieces = _load_pipeline(family, config, self.dtype, mesh is not None)
         check_scheduler(pipeline.scheduler)
         family.check(pipeline, config)
         self._pipeline: Any = pipeline
@@ -87,6 +89,7 @@ class DiffusersPolicy:
             with_reference=with_reference,
             mesh=mesh,
             dtype=self.dtype,
+            pieces=pieces,
             teachers=teachers or {},
         )
         self._prompts = PromptCache(self._encode, config.prompt_cache_gb, self._with_encoders)
@@ -249,7 +252,10 @@ class DiffusersPolicy:
         self._tuning.save(folder, self._family.pipeline_class)
 
 
-def _load_pipeline(family: Family, config: Model, dtype: torch.dtype) -> Any:
+def _load_pipeline(
+    family: Family, config: Model, dtype: torch.dtype, divided: bool
+) -> tuple[Any, Pieces | None]:
+    """The pipeline, and where its transformer's weights are, when that is to be divided and has none."""
     # our own progress is enough
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
@@ -261,9 +267,13 @@ def _load_pipeline(family: Family, config: Model, dtype: torch.dtype) -> Any:
                 f"model.path = {config.path!r} holds a {found['_class_name']}, not the {name} of "
                 f"model.family = {config.family}: correct one of the two"
             )
-        return family.pipeline_class.from_pretrained(
-            config.path, revision=config.revision, dtype=dtype, **family.load_options(config)
+        options, pieces = family.load_options(config), None
+        if divided and (empty := empty_transformer(config, found, dtype)) is not None:
+            options["transformer"], pieces = empty
+        pipeline = family.pipeline_class.from_pretrained(
+            config.path, revision=config.revision, dtype=dtype, **options
         )
+        return pipeline, pieces
     except ConfigError:
         raise
     # what diffusers and its loaders raise on files that they cannot use

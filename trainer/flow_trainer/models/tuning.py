@@ -17,6 +17,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from flow_trainer.models.adapter import as_trained, load_adapter
 from flow_trainer.models.kernels import compile_blocks, use_attention
+from flow_trainer.models.pieces import Pieces, standing_in
 from flow_trainer.parallel.sharding import expect_backward, forget_forwards, shard, whole_state
 from flow_trainer.recipe import Model
 
@@ -31,9 +32,11 @@ class Tuning:
         with_reference: bool,
         mesh: DeviceMesh | None = None,
         dtype: torch.dtype = torch.float32,
+        pieces: Pieces | None = None,
         teachers: Mapping[str, str] | None = None,
     ) -> None:
-        """`dtype`: in which the transformer computes, and in which sharded parameters travel."""
+        """`dtype`: in which the transformer computes, and in which sharded parameters travel.
+        `pieces`: where the values of a transformer without memory are, which is then sharded."""
         self.transformer: Any = transformer.requires_grad_(False).eval()
         self._lora = config.tuning == "lora"
         self._reference: Any = None
@@ -41,9 +44,10 @@ class Tuning:
         if config.gradient_checkpointing:
             transformer.enable_gradient_checkpointing()
         if self._lora:
-            _add_adapter(transformer, config, lora_targets)
-            self._student = next(iter(transformer.peft_config))
-            self._teachers = _add_teachers(transformer, self._student, teachers or {})
+            with standing_in(transformer):
+                _add_adapter(transformer, config, lora_targets)
+                self._student = next(iter(transformer.peft_config))
+                self._teachers = _add_teachers(transformer, self._student, teachers or {})
         else:
             if with_reference:
                 self._reference = copy.deepcopy(transformer)
@@ -56,6 +60,8 @@ class Tuning:
         if mesh is not None:
             for module in filter(None, (transformer, self._reference)):
                 shard(module, mesh, dtype)
+                if pieces is not None:
+                    pieces.fill(module)
         self._last: bool | None = None
         self.trainable: dict[str, nn.Parameter] = {
             name: parameter

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -50,6 +50,36 @@ def shard(transformer: nn.Module, mesh: DeviceMesh, dtype: torch.dtype = torch.f
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
+
+
+@torch.no_grad()
+def fill(
+    transformer: nn.Module, names: Mapping[str, str], read: Callable[[str, slice | None], Tensor]
+) -> None:
+    """Gives tensors of a divided transformer their values, and memory where they have none. `names`
+    says under which name `read` (name, rows) knows each: a buffer whole (None), of a parameter the rows
+    of this rank alone."""
+    state: dict[str, Tensor] = {}
+    for name, value in transformer.state_dict().items():
+        if name not in names:
+            continue
+        if not isinstance(value, DTensor):
+            state[name] = read(names[name], None).to(value)
+            continue
+        mesh = value.device_mesh
+        mine = read(names[name], _own_rows(value)).to(mesh.device_type, value.dtype)
+        state[name] = DTensor.from_local(
+            mine, mesh, value.placements, run_check=False, shape=value.shape, stride=value.stride()
+        )
+    transformer.load_state_dict(state, strict=False, assign=True)
+
+
+def _own_rows(tensor: DTensor) -> slice:
+    """Which rows of a divided tensor are this rank's: torch.chunk's."""
+    mesh = tensor.device_mesh["shard"]
+    each = -(-len(tensor) // mesh.size())
+    first = min(mesh.get_local_rank() * each, len(tensor))
+    return slice(first, min(first + each, len(tensor)))
 
 
 def expect_backward(transformer: nn.Module, *, last: bool, divided: bool) -> None:
