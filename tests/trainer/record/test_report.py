@@ -129,7 +129,7 @@ def test_seeds_are_one_curve_with_a_band(tmp_path: Path) -> None:
     html = page(*runs)
     _, *found = rows(html)
     assert [row[:2] for row in found] == [["plain", "1, 2, 3, 4"]]
-    assert "0.725 0.710, 0.720, 0.730, 0.740" in found[0]
+    assert "0.725 1: 0.710, 2: 0.720, 3: 0.730, 4: 0.740" in found[0]
     assert (tmp_path / "report.html").exists()
     assert "line: mean of the seeds; band: lowest to highest" in html
     reward = panels(html)["Rollout reward (training prompts, sampled as trained)"]
@@ -284,7 +284,7 @@ def test_seeds_that_have_not_come_as_far(tmp_path: Path) -> None:
     ]
     html = page(*runs)
     assert "not all seeds have come so far" in html
-    assert rows(html)[1][:3] == ["run", "1, 2", "20, 8 of 20"]
+    assert rows(html)[1][:5] == ["run", "1, 2", "20, 8 of 20", "0.310", "0.710 seed 1 only"]
     reward = panels(html)["Rollout reward (training prompts, sampled as trained)"]
     together, alone = lines(reward)
     assert (len(together), len(alone)) == (8, 13)

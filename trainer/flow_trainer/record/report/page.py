@@ -31,7 +31,7 @@ class Row:
     before: str
     after: str
     each: str
-    """Held-out scores by seed, where there are several."""
+    """Held-out scores by seed, where there are several runs."""
     validation: Sequence[str]
     """Best score and its epoch, of each run that has one."""
     epoch_s: str
@@ -180,7 +180,7 @@ def _row(group: Group) -> Row:
         epochs=_epochs(group),
         before=_mean(before),
         after=_mean(after),
-        each=", ".join(f"{value:.3f}" for value in after) if len(after) > 1 else "",
+        each=_each(group, "heldout_after"),
         validation=[found for found in best if found],
         epoch_s=f"{seconds / epochs:.3g}" if epochs else "–",
         wait=f"{100 * waited / seconds:.1f}" if seconds else "–",
@@ -188,6 +188,18 @@ def _row(group: Group) -> Row:
         train_time=duration(seconds / len(runs)) if seconds else "–",
         alarms=sum(len(run.alarms) for run in runs),
     )
+
+
+def _each(group: Group, kind: str) -> str:
+    """The scores behind a mean one by one, or whose it is where other runs have none."""
+    if len(group.runs) == 1:
+        return ""
+    found = [
+        (r.recipe.seed, score) for r in group.runs if (score := r.last(kind, "score")) is not None
+    ]
+    if len(found) == 1:
+        return f"seed {found[0][0]} only"
+    return ", ".join(f"{seed}: {score:.3f}" for seed, score in found)
 
 
 def _best(run: RunRecord) -> str | None:
