@@ -15,21 +15,14 @@ from PIL import Image
 
 from flow_trainer.curation.rules import Rule
 from flow_trainer.curation.selection import SPLITS, Selection
+from flow_trainer.record.report import charts
+from flow_trainer.record.report.charts import COLORS
 
 QUANTILES = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)
 SHOWN = (0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98)
 """Where on a reward's scale example images are taken from."""
 _BINS = 60
 _THUMBNAIL = 132
-# matplotlib writes these into the drawing; the page's own colours, light or dark, take their place
-_COLOURS = {
-    "#010203": "var(--ink)",
-    "#040506": "var(--line)",
-    "#070809": "var(--kept)",
-    "#0a0b0c": "var(--out)",
-    "#0d0e0f": "var(--mark)",
-}
-_INK, _LINE, _KEPT, _OUT, _MARK = _COLOURS
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +114,7 @@ def write_page(
         kept=sum(counts[split] for split in SPLITS),
         outcomes=outcomes(counts),
         facts=facts,
+        variables=charts.css_variables(),
     )
     path.write_text(html, encoding="utf-8")
 
@@ -134,35 +128,20 @@ def outcomes(counts: Mapping[str, int]) -> list[tuple[str, int]]:
 
 def _chart(column: str, values: np.ndarray, rules: Sequence[Rule]) -> str:
     """An SVG: images by score, those that pass the reward's own rules in colour."""
-    from matplotlib.figure import Figure
-
     passes = np.ones(len(values), bool)
     for rule in rules:
         passes &= rule.hold(values)
-    figure = Figure(figsize=(9.6, 3.0), layout="constrained")
-    axes = figure.subplots()
+    figure, (axes,) = charts.new_axes(column, "images", width=9.6, height=3.0)
+    kept, out, mark, ink = (COLORS[name][0] for name in ("kept", "out", "mark", "ink"))
     edges = _edges(values, rules)
-    parts: dict[str, Any] = {"bins": edges, "stacked": True, "color": [_KEPT, _OUT]}
+    parts: dict[str, Any] = {"bins": edges, "stacked": True, "color": [kept, out]}
     labels = ["passes", "fails"] if rules else ["images", "_"]
     axes.hist([values[passes], values[~passes]], label=labels, **parts)
     for rule in rules:
-        axes.axvline(rule.threshold, color=_MARK, linestyle="--", linewidth=1.6, label=str(rule))
-    axes.set_xlabel(column, color=_INK)
-    axes.set_ylabel("images", color=_INK)
-    axes.tick_params(colors=_INK)
-    axes.grid(axis="y", color=_LINE, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(_LINE)
+        axes.axvline(rule.threshold, color=mark, linestyle="--", linewidth=1.6, label=str(rule))
     if rules:
-        axes.legend(frameon=False, fontsize=9, labelcolor=_INK)
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True)
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]
-    for sentinel, colour in _COLOURS.items():
-        svg = svg.replace(sentinel, colour)
-    return svg
+        axes.legend(frameon=False, fontsize=9, labelcolor=ink)
+    return charts.as_svg(figure, {}, name=column)
 
 
 def _edges(values: np.ndarray, rules: Sequence[Rule]) -> np.ndarray:

@@ -38,6 +38,9 @@ COLORS = {
     "part0": ("#3b6ea8", "#6fa8dc"),
     "part1": ("#e0b03f", "#e9c46a"),
     "part2": ("#8fa3b8", "#77889b"),
+    "kept": ("#2f7fb8", "#5aa9dd"),
+    "out": ("#c3ccd6", "#7a8796"),
+    "mark": ("#b0382a", "#f08a7b"),
     **{f"s{number}": pair for number, pair in enumerate(SERIES)},
 }
 """By the name of their CSS variable: on light and on dark."""
