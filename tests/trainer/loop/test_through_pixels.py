@@ -97,7 +97,8 @@ def in_one_process(policy: Policy, recipe: Recipe, epoch: int) -> torch.Tensor:
         v = policy.velocity(x, sigma, texts)
         squares.append(((v - v_ref) ** 2).flatten(1).mean(1))
         x = euler(x, v, sigmas[i], 0.0 if i == window[-1] else sigmas[i + 1])
-    pixels = (policy._pixels(x) / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
+    decoded = policy._pixels(x)  # type: ignore[attr-defined]
+    pixels = (decoded / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
     rounded = pixels + ((255 * pixels).round() / 255 - pixels).detach()
     w = torch.from_numpy(weights(*pixels.shape[1:3]))
     k = torch.tensor([factor(PROMPTS[row // group].text) for row in samples.rows])

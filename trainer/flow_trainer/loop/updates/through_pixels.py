@@ -170,11 +170,12 @@ def _last_steps(
     squares = []
     for i in samples.window:
         sigma = samples.sigmas[i].repeat(len(rows))
+        v_ref = None
         if recipe.update.beta > 0:
             with torch.no_grad(), policy.reference():
                 v_ref = policy.velocity(x.detach(), sigma, texts)
         v = policy.velocity(x, sigma, texts)
-        if recipe.update.beta > 0:
+        if v_ref is not None:
             squares.append(mean_square(v, v_ref))
         velocities[i] = v
         x = euler(x, v, samples.sigmas[i], samples.sigmas[i + 1])
