@@ -10,11 +10,11 @@ from reward_services.clip.pixels import CLIP_MEAN, CLIP_STD
 
 
 def model_pixels(images: np.ndarray, device: torch.device | str) -> Tensor:
-    """A batch for a vision tower, (N, 3, H, W) float32 on `device`.
+    """A batch for a vision tower, (N, 3, H, W) float32 on `device`, float16 where it arrives so.
 
     images: (N, H, W, 3) uint8 crops, which travel as they are, a quarter of the bytes, and are normalised
     there with CLIP's mean and deviation (on any device number for number `pixels.clip_normalise`); or
-    pixels that are normalised already, (N, 3, H, W) float32.
+    pixels that are normalised already, (N, 3, H, W) float32 or float16.
     """
     pixels = torch.from_numpy(images).to(device)
     if pixels.dtype != torch.uint8:

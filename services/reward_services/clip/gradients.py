@@ -25,9 +25,9 @@ _FLOAT16_SCALE = 2.0**12
 def input_gradient(
     score: Callable[[Tensor], Tensor], pixels: np.ndarray, device: torch.device, dtype: torch.dtype
 ) -> tuple[list[float], Tensor]:
-    """Values (N) of normalised pixels (N, 3, S, S) float32 and their gradients, float32 of that shape on
+    """Values (N) of normalised pixels (N, 3, S, S) and their gradients, float32 of that shape on
     the CPU. `score` takes the pixels in `dtype`, and its value i depends on picture i only."""
-    inputs = torch.from_numpy(pixels).to(device).requires_grad_()
+    inputs = torch.from_numpy(pixels).to(device).float().requires_grad_()
     factor = _FLOAT16_SCALE if dtype is torch.float16 else 1.0
     with torch.enable_grad():
         values = score(inputs.to(dtype))

@@ -50,8 +50,8 @@ class ClipPairs:
 
     @torch.inference_mode()
     def cosines(self, pixels: np.ndarray, prompts: Sequence[str]) -> list[float]:
-        """(N, H, W, 3) uint8 crops, or (N, 3, H, W) float32 normalised pixels, and their N prompts
-        -> N cosines."""
+        """(N, H, W, 3) uint8 crops, or (N, 3, H, W) normalised pixels, float32 or float16, and their
+        N prompts -> N cosines."""
         inputs = model_pixels(pixels, self._model.device).to(self._model.dtype)
         return self._cosines(inputs, prompts).tolist()
 

@@ -11,6 +11,7 @@ import numpy as np
 from reward_api.wire.messages import ItemScore, ScoreRange
 from reward_services.chassis.scorer import Sample, Scorer, ScorerInfo, ScorerSettings
 from reward_services.chassis.weights import fetch_weights
+from reward_services.clip.pixels import in_half
 
 FILES = ("config.json", "model.safetensors", "vocab.json", "merges.txt")
 
@@ -65,7 +66,7 @@ class ClipScoreScorer(Scorer):
     def prepare(self, sample: Sample) -> np.ndarray:
         from reward_services.clipscore.pixels import clipscore_pixels
 
-        return clipscore_pixels(sample.image)
+        return in_half(clipscore_pixels(sample.image), self.settings.dtype)
 
     def score(self, batch: Sequence[Sample]) -> Sequence[ItemScore]:
         pixels = np.stack([sample.prepared for sample in batch])

@@ -37,7 +37,7 @@ class HpsModel:
 
     @torch.inference_mode()
     def cosines(self, pixels: np.ndarray, prompts: Sequence[str]) -> list[float]:
-        """(N, 3, H, W) float32 normalised pixels and their N prompts -> N cosines."""
+        """(N, 3, H, W) normalised pixels, float32 or float16, and their N prompts -> N cosines."""
         inputs = torch.from_numpy(pixels).to(self._device, self._dtype)
         return self._cosines(inputs, prompts).tolist()
 

@@ -12,6 +12,7 @@ import numpy as np
 from reward_api.wire.messages import ItemScore, ScoreRange
 from reward_services.chassis.scorer import Sample, Scorer, ScorerInfo, ScorerSettings
 from reward_services.chassis.weights import fetch_weights
+from reward_services.clip.pixels import in_half
 
 CHECKPOINT = "HPS_v2.1_compressed.pt"
 CONFIG = "open_clip_config.json"
@@ -70,7 +71,7 @@ class Hpsv2Scorer(Scorer):
     def prepare(self, sample: Sample) -> np.ndarray:
         from reward_services.hpsv2.pixels import hpsv2_pixels
 
-        return hpsv2_pixels(sample.image)
+        return in_half(hpsv2_pixels(sample.image), self.settings.dtype)
 
     def score(self, batch: Sequence[Sample]) -> Sequence[ItemScore]:
         pixels = np.stack([sample.prepared for sample in batch])

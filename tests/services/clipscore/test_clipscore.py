@@ -1,5 +1,7 @@
 """CLIPScore against flow_grpo's and DiffusionNFT's figures, on a tiny checkpoint."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -127,3 +129,13 @@ def test_the_published_size_has_the_tiny_ones_names():
     assert {name for name in GOLDEN["tensor_names_sorted"] if name not in names} == set()
     assert model.visual_projection.weight.shape == (768, 1024)
     assert model.text_projection.weight.shape == (768, 768)
+
+
+def test_float16_towers_get_float16_pixels_and_say_the_same(folder, monkeypatch):
+    half = load(folder, dtype="float16")
+    images, prompts = [tile_image(300, 200, 2), tile_image(224, 224, 1)], ["a red cat", "a dog"]
+    found = values(half, images, prompts)
+    assert half.prepare(SimpleNamespace(image=images[0])).dtype == np.float16
+    monkeypatch.setattr("reward_services.clipscore.scorer.in_half", lambda pixels, dtype: pixels)
+    assert half.prepare(SimpleNamespace(image=images[0])).dtype == np.float32
+    assert values(half, images, prompts) == found

@@ -1,6 +1,7 @@
 """HPSv2.1 against the package's figures, on a tiny checkpoint of the published layout."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import open_clip
@@ -143,3 +144,13 @@ def test_the_causal_mask_is_open_clips():
     mask = open_clip.CLIP(**config).attn_mask
     assert isinstance(mask, torch.Tensor)
     assert torch.equal(build(config).attn_mask, mask)
+
+
+def test_float16_towers_get_float16_pixels_and_say_the_same(folder, monkeypatch):
+    half = load(folder / CHECKPOINT, dtype="float16")
+    images, prompts = [tile_image(300, 200, 2), tile_image(224, 224, 1)], ["a red cat", "a dog"]
+    found = values(half, images, prompts)
+    assert half.prepare(SimpleNamespace(image=images[0])).dtype == np.float16
+    monkeypatch.setattr("reward_services.hpsv2.scorer.in_half", lambda pixels, dtype: pixels)
+    assert half.prepare(SimpleNamespace(image=images[0])).dtype == np.float32
+    assert values(half, images, prompts) == found
