@@ -229,8 +229,9 @@ def _flux2_klein(folder: Path) -> Any:
         norm_num_groups=4,
         mid_block_add_attention=False,
     )
-    vae.bn.running_mean.normal_()
-    vae.bn.running_var.uniform_(0.5, 2.0)
+    statistics: Any = vae.bn  # of an encoder's latents, which are not standardised by themselves
+    statistics.running_mean.normal_()
+    statistics.running_var.uniform_(0.5, 2.0)
     return Flux2KleinPipeline(
         transformer=Flux2Transformer2DModel(
             in_channels=16,

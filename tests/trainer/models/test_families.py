@@ -12,9 +12,9 @@ import torch
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
 
-from flow_trainer.algorithm.noise import sample_noise
+from flow_trainer.algorithm.noise import evaluation_noise, sample_noise
 from flow_trainer.loop.ratio import measure_ratio
-from flow_trainer.loop.rollout import rollout
+from flow_trainer.loop.rollout import generate, rollout
 from flow_trainer.models.diffusers_policy import DiffusersPolicy
 from flow_trainer.models.families.packing import pack
 from flow_trainer.models.load import load_policy
@@ -81,17 +81,22 @@ def as_passed(x: torch.Tensor, family: str) -> torch.Tensor:
     return tokens
 
 
-def stock_samples(pipeline: Any, family: str, noise: torch.Tensor, **output: Any) -> Any:
+def stock_samples(
+    pipeline: Any, family: str, noise: torch.Tensor, scale: float | None = None, **output: Any
+) -> Any:
+    """`scale`: of the guidance, instead of the family's."""
     values = MODELS[family]
-    guidance: dict[str, Any] = {"guidance_scale": values["guidance"]}
+    if scale is None:
+        scale = float(values["guidance"])
+    guidance: dict[str, Any] = {"guidance_scale": scale}
     if family == "qwen_image":
-        guidance = {"true_cfg_scale": values["guidance"], "negative_prompt": ["", ""]}
+        guidance = {"true_cfg_scale": scale, "negative_prompt": ["", ""]}
     if family == "z_image":  # v_prompt + s (v_prompt - v_0)
-        guidance = {"guidance_scale": values["guidance"] - 1}
+        guidance = {"guidance_scale": scale - 1}
     return pipeline(
         prompt=list(TEXTS),  # Z-Image writes into it
-        height=8,
-        width=8,
+        height=2 * noise.shape[2],
+        width=2 * noise.shape[3],
         num_inference_steps=4,
         max_sequence_length=values["max_sequence_length"],
         latents=as_passed(noise, family),
@@ -138,6 +143,21 @@ def test_ode_rollout_equals_the_stock_pipeline(
     pixels = stock_samples(pipeline, family, noise, output_type="np")
     found = torch.cat(images)[first].numpy()
     assert np.abs(found - pixels * 255).max() <= 1.0
+
+
+def test_a_wide_image_without_guidance_equals_the_stock_pipeline(
+    data: dict[str, Any], family: str, folder: Path
+) -> None:
+    scale = MODELS["flux"]["guidance"] if family == "flux" else 1.0  # an input of the model
+    model = {**data["model"], "width": 16, "guidance": scale}
+    recipe = parse_recipe({**data, "model": model})
+    policy = load_policy(recipe.model, CPU, with_reference=False)
+    assert policy.latent_shape == (4, 4, 8)
+    images: list[torch.Tensor] = []
+    generate(policy, recipe, PROMPTS, 4, 1, lambda rows, batch: images.append(batch))
+    noise = evaluation_noise(recipe.seed, [(0, 0), (1, 0)], policy.latent_shape)
+    pixels = stock_samples(stock(policy, folder), family, noise, scale, output_type="np")
+    assert np.abs(torch.cat(images).numpy() - pixels * 255).max() <= 1.0
 
 
 def test_the_prompt_reaches_the_model(policy: Policy) -> None:
