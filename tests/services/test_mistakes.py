@@ -2,6 +2,7 @@
 exit status 2. A table over `reward-serve`; reward-score's is in tests/proto/test_cli.py."""
 
 import contextlib
+import importlib
 import json
 import socket
 import subprocess
@@ -11,7 +12,9 @@ import time
 import pytest
 
 from processes import environment
-from reward_services.__main__ import main
+from reward_services.__main__ import main, rewards
+from reward_services.chassis.cli import SettingsError, parse_settings
+from reward_services.chassis.settings import ServiceSettings
 
 SETTINGS = [
     ([], "usage: reward-serve"),
@@ -28,6 +31,9 @@ SETTINGS = [
     (["jpeg", "--priority-aging-s", "nan"], "--priority-aging-s"),
     (["jpeg", "--drain-s", "inf"], "--drain-s"),
     (["jpeg", "--log-level", "loud"], "--log-level"),
+    (["jpeg", "--max-request-bytes", "9" * 20], "--max-request-bytes"),
+    (["jpeg", "--port-file", ""], "is a folder: name a file"),
+    (["jpeg", "--port-file", "/"], "is a folder: name a file"),
     (["jpeg", "--dialects", "oip,opi"], "there is no 'opi'"),
     (["jpeg", "--host", "0.0.0.0"], "REWARD_TOKEN_FILE"),
     (["jpeg", "--host", "0.0.0.0", "--dialects", "pickle", "--insecure-no-auth"], "pickle"),
@@ -62,6 +68,31 @@ def test_every_command_says_its_version(module):
     run = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True)
     assert len(run.stdout.splitlines()) == 1
     assert run.stdout.startswith(("reward-", "flow-grpo "))
+
+
+BAD = ["", "nan", "inf", "-1", "x", "[]", "1e400", "ünï", "a\nb", "9" * 20, "/no/such", "none"]
+
+
+@pytest.mark.parametrize("name", rewards())
+def test_every_setting_takes_a_value_or_names_itself(name):
+    """A walk over all settings of all rewards, as flags and as variables."""
+    own = importlib.import_module(f"reward_services.{name}.scorer").SCORER.Settings
+    for field in [*own.model_fields, *(ServiceSettings.model_fields if name == "jpeg" else ())]:
+        flag = f"--{field.replace('_', '-')}"
+        variable = (
+            f"REWARD_{field}" if field in ServiceSettings.model_fields else f"REWARD_{name}_{field}"
+        )
+        for value in BAD:
+            for argv, environ in (([f"{flag}={value}"], {}), ([], {variable.upper(): value})):
+                said = _refusal(name, own, argv, environ)
+                assert said is None or flag in said or field in said, (argv, environ)
+
+
+def _refusal(name, own, argv, environ):
+    try:
+        parse_settings(name, own, argv, environ)
+    except SettingsError as error:
+        return str(error)
 
 
 def test_a_wrong_variable(monkeypatch, capsys):

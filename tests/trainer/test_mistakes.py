@@ -53,6 +53,11 @@ SET = [
     ("epochs.x=1", "epochs is a value"),
     ("=1", "write --set section.key=value"),
     ("epochs", "write --set section.key=value"),
+    ("epochs=true", "true is no value of this setting"),
+    ("name=''", "name: String should match"),
+    ("name=../x", "name: String should match"),
+    ("name=a/b", "name: String should match"),
+    ("prompts.train=table.txt", "header of a table"),
 ]
 TRAIN: list[Mistake] = [
     (["train", "RECIPE", "--out", "FILE"], "--out"),
@@ -68,6 +73,11 @@ EVALUATE: list[Mistake] = [
     (["evaluate", "RECIPE", "--split", "train", "--checkpoint", "FILE"], "is not a checkpoint"),
     (["evaluate", "RECIPE", "--split", "train", "--checkpoint", "RUN"], "epoch_N"),
     (["evaluate", "RECIPE", "--split", "train", "--out", "FILE"], "--out"),
+    (["evaluate", "RECIPE", "--split", "train", "--prompts", "ocr=FILE"], "--suite"),
+    (["evaluate", "RECIPE", "--split", "train", "--seed", "7"], "--suite"),
+    (["evaluate", "RECIPE", "--split", "train", "--against", "base"], "--suite"),
+    (["evaluate", "RECIPE", "--suite", "nope"], "the suites are"),
+    (["evaluate", "RECIPE", "--suite", "ocr", "--prompts", "ocr=GONE.txt"], "no such file"),
 ]
 OTHER: list[Mistake] = [
     *[([command, "GONE.toml"], "no recipe") for command in ("train", "evaluate", "doctor")],
@@ -82,6 +92,17 @@ OTHER: list[Mistake] = [
     (["prompts", "ocr", "--count", "2", "--out", "FILE"], "--force"),
     (["prompts", "ocr", "--count", "2", "--out", "FILE/x.jsonl"], "FILE"),
     (["prompts", "geneval", "--training", "5", "--samples", "3"], "--samples"),
+    (["prompts", "ocr", "--count", "2", "--out", "DIR/x.csv"], "name the file so"),
+    (["plan", "GONE.toml"], "no recipe"),
+    (["plan", "DIR"], "cannot be read"),
+    (["recipes", "GONE"], "name the folder"),
+    (["recipes", "FILE"], "name the folder"),
+    (["curate", "GONE", "--reward", "a=http://127.0.0.1:9"], "no folder or file"),
+    (["curate", "FILE", "--reward", "a=http://127.0.0.1:9"], "neither a folder"),
+    (["curate", "DIR", "--reward", "a=http://127.0.0.1:9"], "holds no images"),
+    (["curate", "DIR", "--reward", "a=x"], "expected http://host:port"),
+    (["curate", "DIR", "--reward", "a=http://127.0.0.1:9", "--keep", "a>=nan"], "not a number"),
+    (["curate", "DIR"], "--reward NAME=URL"),
     (["demo", "--recipe", "GONE.toml"], "no recipe"),
     (["demo", "--out", "FILE"], "no demo's folder"),
     (["demo", "--out", "FULL"], "no demo's folder"),
@@ -96,6 +117,7 @@ def places(tmp_path: Path, recipe_data: dict[str, Any]) -> dict[str, str]:
     (tmp_path / "file").write_text("x")
     (tmp_path / "dir").mkdir()
     (tmp_path / "prompts.csv").write_text("prompt\nred\n")
+    (tmp_path / "table.txt").write_text("prompt,tag\nred,x\n")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("x")
     return {
@@ -159,6 +181,42 @@ def test_mistakes_are_one_line_and_status_2(
     if given[0] in ("train", "evaluate"):
         given += ["--set", f"rewards.bright.url={brightness.http}"]
     assert put(message, places) in said(given, capsys)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *[["train", "r.toml", "--dry-run", "--gpus", v] for v in ("0", "-1", "nan", "1.5", "")],
+        *[["evaluate", "r.toml", "--steps", v] for v in ("0", "-1", "nan", "x")],
+        ["evaluate", "r.toml", "--images", "0"],
+        ["evaluate", "r.toml", "--seed", "x"],
+        ["evaluate", "r.toml", "--split", "nope"],
+        ["train", "r.toml", "--out", ""],
+        ["evaluate", "r.toml", "--checkpoint", " "],
+        ["report", "x", "--out", ""],
+        ["prompts", "ocr", "--count", "x"],
+        ["prompts", "ocr", "--split", "nope"],
+        ["prompts", "nope"],
+        ["curate", "x", "--resolution", "0"],
+        ["curate", "x", "--validation", "nan"],
+        ["curate", "x", "--limit", "-1"],
+        ["curate", "x", "--timeout", "inf"],
+        ["demo", "--seed", "x"],
+        ["train"],
+        ["nope"],
+        [],
+    ],
+    ids=" ".join,
+)
+def test_values_that_no_option_takes(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(arguments)
+    assert left.value.code == 2
+    error = capsys.readouterr().err
+    assert ": error: " in error
+    assert "Traceback" not in error
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
 
     train = commands.add_parser("train", help="train a recipe against its rewards")
     _recipe_arguments(train)
-    train.add_argument("--out", type=Path, help="run folder (default: runs/NAME-SEED)")
+    train.add_argument("--out", type=_path, help="run folder (default: runs/NAME-SEED)")
     train.add_argument("--dry-run", action="store_true", help="print sizes, cost and memory only")
     _gpus_argument(train)
     train.add_argument("--resume", action="store_true", help="continue from the newest checkpoint")
@@ -73,14 +73,14 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = commands.add_parser("evaluate", help="score a checkpoint with the ODE sampler")
     _recipe_arguments(evaluate)
     evaluate.add_argument(
-        "--checkpoint", type=Path, help="RUN/best or RUN/checkpoints/epoch_N (default: base model)"
+        "--checkpoint", type=_path, help="RUN/best or RUN/checkpoints/epoch_N (default: base model)"
     )
     evaluate.add_argument("--split", default="heldout", choices=["heldout", "validation", "train"])
     evaluate.add_argument(
         "--steps", type=_positive, help="ODE steps (default: evaluation.num_steps)"
     )
     evaluate.add_argument("--images", type=_positive, default=1, help="images per prompt")
-    evaluate.add_argument("--out", type=Path, help="folder for the results")
+    evaluate.add_argument("--out", type=_path, help="folder for the results")
     add_suite_arguments(evaluate)
 
     add_curate_arguments(
@@ -93,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
 
     doctor = commands.add_parser("doctor", help="check a recipe: services, model, ratio, disk")
     _recipe_arguments(doctor)
-    doctor.add_argument("--out", type=Path, help="run folder whose disk is checked")
+    doctor.add_argument("--out", type=_path, help="run folder whose disk is checked")
     _gpus_argument(doctor)
 
     plan = commands.add_parser(
@@ -116,7 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a run's folder")
     report.add_argument(
         "--out",
-        type=Path,
+        type=_path,
         metavar="FILE",
         help="(default: report.html in the run's folder, or in the one that several have in common)",
     )
@@ -125,11 +125,18 @@ def _parser() -> argparse.ArgumentParser:
 
     demo = commands.add_parser("demo", help="start the OCR reward, train the tiny model, report")
     demo.add_argument("--seed", type=int, default=42)
-    demo.add_argument("--out", type=Path, default=Path("runs/demo"))
+    demo.add_argument("--out", type=_path, default=Path("runs/demo"))
     demo.add_argument("--recipe", type=Path, help="another recipe with an `ocr` reward")
     demo.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     demo.add_argument("--keep", action="store_true", help="keep an existing run folder: resume it")
     return parser
+
+
+def _path(text: str) -> Path:
+    """An empty one would be the current folder: a variable of the shell that is not set."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("it is empty: name a file or folder")
+    return Path(text)
 
 
 class _Version(argparse.Action):
@@ -174,7 +181,7 @@ def _prompts_parser(parser: argparse.ArgumentParser) -> None:
 def _file_arguments(parser: argparse.ArgumentParser, *, seed: int) -> None:
     parser.add_argument("--seed", type=int, default=seed, help="(default: %(default)s)")
     parser.add_argument(
-        "--out", type=Path, help="JSONL, or a prompt per line in a .txt (default: JSONL on stdout)"
+        "--out", type=_path, help="JSONL, or a prompt per line in a .txt (default: JSONL on stdout)"
     )
     parser.add_argument("--force", action="store_true", help="overwrite --out")
 

@@ -51,6 +51,9 @@ def evaluate(arguments: argparse.Namespace) -> int:
         from flow_trainer.evaluation.arguments import evaluate_suites
 
         return evaluate_suites(arguments)
+    from flow_trainer.evaluation.arguments import refuse_suite_arguments
+
+    refuse_suite_arguments(arguments)
     recipe = load_recipe(arguments.recipe, arguments.set)
     from flow_trainer.evaluation.standalone import evaluate_checkpoint
 

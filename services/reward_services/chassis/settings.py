@@ -91,7 +91,7 @@ class ServiceSettings(BaseModel):
 
     max_request_items: int = Field(default=256, ge=1)
     """most items in one request"""
-    max_request_bytes: int = Field(default=64 * MIB, ge=1)
+    max_request_bytes: int = Field(default=64 * MIB, ge=1, le=2**31 - 1)
     """most bytes in one request"""
     max_image_pixels: int = Field(default=16_777_216, ge=1)
     """most pixels in one image"""
@@ -139,6 +139,8 @@ class ServiceSettings(BaseModel):
     def _check(self) -> ServiceSettings:
         if self.http_port is None and self.grpc_port is None:
             raise ValueError("http_port and grpc_port are both none: nothing to serve")
+        if self.port_file is not None and (not self.port_file.name or self.port_file.is_dir()):
+            raise ValueError(f"port_file {self.port_file} is a folder: name a file")
         if self.token is not None and self.token_file is not None:
             raise ValueError("set token or token_file, not both")
         if (self.tls_cert_file is None) != (self.tls_key_file is None):
@@ -151,7 +153,7 @@ class ServiceSettings(BaseModel):
         self._check_dialects(knows_callers)
         if not (knows_callers or self.insecure_no_auth):
             raise ValueError(
-                f"binding {self.host} lets other machines call this service: set REWARD_TOKEN_FILE "
+                f"host {self.host!r} lets other machines call this service: set REWARD_TOKEN_FILE "
                 "(or REWARD_TOKEN), or allow it with --insecure-no-auth"
             )
         return self

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+DEFAULT_SEED = 42
+
 
 def add_suite_arguments(parser: argparse.ArgumentParser) -> None:
     suites = parser.add_argument_group(
@@ -41,7 +43,7 @@ def add_suite_arguments(parser: argparse.ArgumentParser) -> None:
         help="a reward service beside the recipe's own (repeatable)",
     )
     suites.add_argument(
-        "--seed", type=int, default=42, help="of the initial noise (default: %(default)s)"
+        "--seed", type=int, default=DEFAULT_SEED, help="of the initial noise (default: %(default)s)"
     )
     suites.add_argument(
         "--own-sampling",
@@ -56,6 +58,25 @@ def add_suite_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="for a reward that still loads, before its columns stay empty (default: %(default)g)",
     )
+
+
+def refuse_suite_arguments(arguments: argparse.Namespace) -> None:
+    """For an evaluation without a suite, which would not read them. Raises ConfigError."""
+    from flow_trainer.errors import ConfigError
+
+    given = {
+        "--against": arguments.against,
+        "--prompts": arguments.prompts,
+        "--reward": arguments.reward,
+        "--seed": arguments.seed != DEFAULT_SEED,
+        "--own-sampling": arguments.own_sampling,
+        "--keep-images": arguments.keep_images,
+    }
+    for flag, value in given.items():
+        if value:
+            raise ConfigError(
+                f"{flag} belongs to a suite: name one with --suite, or leave {flag} out"
+            )
 
 
 def evaluate_suites(arguments: argparse.Namespace) -> int:

@@ -29,7 +29,8 @@ class Teacher:
 
 
 class Recipe(Section):
-    name: str
+    name: str = Field(pattern=r"^[^/\\\x00-\x1f]+$")
+    """Of run folders, so it has no slash."""
     seed: int = 42
     epochs: int = Field(ge=1)
     device: str = "auto"

@@ -26,6 +26,11 @@ def write_rows(rows: Sequence[Row], path: Path, *, force: bool = False) -> None:
     """
     if path.exists() and not force:
         raise ConfigError(f"{path} exists: name another file, or overwrite it with --force")
+    if path.suffix not in (".txt", ".jsonl", ".ndjson"):
+        raise ConfigError(
+            f"{path}: prompts are read from .jsonl, an object per line, or .txt, a prompt per line: name "
+            "the file so"
+        )
     only_text = path.suffix == ".txt"
     text = "".join(f"{row['prompt']}\n" for row in rows) if only_text else as_lines(rows)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
