@@ -93,6 +93,8 @@ def _refusal(name, own, argv, environ):
         parse_settings(name, own, argv, environ)
     except SettingsError as error:
         return str(error)
+    except SystemExit as left:  # argparse's own, which names the flag
+        return argv[0].partition("=")[0] if left.code == 2 else "ended"
 
 
 def test_a_wrong_variable(monkeypatch, capsys):
