@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi.responses import HTMLResponse
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
@@ -40,6 +41,7 @@ from reward_services.chassis.http.problems import (
     plain_problem,
     problem_response,
 )
+from reward_services.chassis.http.reference import HEADERS, reference_page
 from reward_services.chassis.idempotency import KEY_HEADER
 from reward_services.chassis.page.route import router as page_router
 from reward_services.chassis.service import RewardService, State
@@ -98,6 +100,8 @@ def create_app(service: RewardService, dialects: Mapping[str, APIRouter]) -> Fas
         version=__version__,
         summary="Scores images for prompts.",
         description="The same messages travel over gRPC (package reward.v1).",
+        docs_url=None,  # FastAPI's pages load their scripts from elsewhere
+        redoc_url=None,
     )
     app.state.service = service
     app.include_router(router)
@@ -108,6 +112,11 @@ def create_app(service: RewardService, dialects: Mapping[str, APIRouter]) -> Fas
     app.add_exception_handler(RewardError, _on_reward_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
     _document_score_request(app)
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        return HTMLResponse(reference_page(app.openapi()), headers=HEADERS)
+
     return app
 
 

@@ -316,7 +316,14 @@ async def test_docs_describe_both_forms(serve):
     assert {"ScoreRequest", "ScoreResponse", "Item", "PackedImages", "Problem"} <= set(schemas)
     references = json.dumps(document).split('"#/components/schemas/')[1:]
     assert {reference.split('"')[0] for reference in references} <= set(schemas)
-    assert (await running.http.get("/docs")).status_code == 200
+    page = await running.http.get("/docs")
+    assert page.status_code == 200
+    assert "POST /v1/score" in page.text
+    assert "ScoreRequest" in page.text
+    # It is there without the internet: nothing is loaded from anywhere.
+    assert "src=" not in page.text
+    assert "<link" not in page.text
+    assert "<script" not in page.text
 
 
 async def test_metrics_have_the_documented_names(serve):
