@@ -297,7 +297,7 @@ def conditions(options: argparse.Namespace) -> str:
     return (
         f"`{command}` ({options.rounds} rounds of {options.seconds:g} s, {options.side} x "
         f"{options.side} pixels), "
-        f"{datetime.date.today().isoformat()}, {_cpu_model()}, {os.cpu_count()} cores, "
+        f"{datetime.date.today().isoformat()}, {cpu_model()}, {os.cpu_count()} cores, "
         f"load {load:.1f}, Python {platform.python_version()}, "
         + ", ".join(f"{name} {v}" for name, v in _versions())
     )
@@ -309,7 +309,7 @@ def _versions() -> Iterator[tuple[str, str]]:
             yield name, version(name)
 
 
-def _cpu_model() -> str:
+def cpu_model() -> str:
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

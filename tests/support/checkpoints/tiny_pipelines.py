@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import string
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,7 @@ def _sd3(folder: Path, side: int = 4, channels: int = 4, patch: int = 2) -> Any:
     )
 
 
-def _flux(folder: Path) -> Any:
+def _flux(folder: Path, channels: int = 4) -> Any:
     from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
     from transformers import CLIPTextModel, T5Config, T5EncoderModel, T5Tokenizer
 
@@ -95,7 +96,7 @@ def _flux(folder: Path) -> Any:
     )
     return FluxPipeline(
         transformer=FluxTransformer2DModel(
-            in_channels=16,
+            in_channels=4 * channels,
             num_layers=1,
             num_single_layers=1,
             attention_head_dim=8,
@@ -108,7 +109,7 @@ def _flux(folder: Path) -> Any:
         scheduler=FlowMatchEulerDiscreteScheduler(
             shift=3.0, use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15
         ),
-        vae=_vae(),
+        vae=_vae(channels),
         text_encoder=CLIPTextModel(_clip_config(len(tokenizer))),
         tokenizer=tokenizer,
         text_encoder_2=T5EncoderModel(t5),
@@ -251,16 +252,18 @@ def _flux2_klein(folder: Path) -> Any:
     )
 
 
-def _sd3_published_latents(folder: Path) -> Any:
+def _sd3_published_latents(folder: Path, side: int = 64) -> Any:
     """Latents of SD3.5 at 512x512 (16, 64, 64), here of 128x128 images; layers as narrow as ever, and
     larger patches, so that tests take seconds."""
-    return _sd3(folder, side=64, channels=16, patch=4)
+    return _sd3(folder, side=side, channels=16, patch=4)
 
 
 BUILDERS: dict[str, Callable[[Path], Any]] = {
     "sd3": _sd3,
     "sd3_published_latents": _sd3_published_latents,
+    "sd3_published_latents_1024": partial(_sd3_published_latents, side=128),
     "flux": _flux,
+    "flux_published_latents": partial(_flux, channels=16),
     "qwen_image": _qwen_image,
     "z_image": _z_image,
     "flux2_klein": _flux2_klein,

@@ -17,7 +17,14 @@ from flow_trainer.algorithm.trajectory import Trajectories
 from flow_trainer.errors import NonFiniteError
 from flow_trainer.loop.rollout import rollout, transition
 from flow_trainer.loop.updates.chosen import update_chosen
-from flow_trainer.loop.updates.forward import update_forward
+from flow_trainer.loop.updates.distill import update_distill
+from flow_trainer.loop.updates.forward import (
+    LIKELIHOODS,
+    clips_likelihoods,
+    level_noise,
+    noised,
+    update_forward,
+)
 from flow_trainer.loop.updates.loss_scale import LossScale, loss_pairs
 from flow_trainer.loop.updates.replay import (
     make_replay,
@@ -35,9 +42,10 @@ from flow_trainer.recipe.prompts import Prompt
 
 MOST_ZEROS = 0.01
 LEAST_COSINE = 0.99
+CLIPPED = ("clip", "guard")
+"""Objectives on trajectories that clip a log-ratio."""
 MEMBERS = 2
 """Samples that are compared: one with advantage 1, one with -1."""
-UNCLIPPED = ("dppo",)
 STEPS = 3
 """Of their trained steps, at most."""
 
@@ -55,7 +63,7 @@ class Precision:
     """Between both gradients; 0 when there is none."""
     log_ratio_error: float | None
     """Root mean square over (sample, step) pairs of what the clip sees, after a step of size
-    learning_rate in every weight; None where no log-ratio of a trajectory is clipped."""
+    learning_rate in every weight; None where no log-ratio is clipped."""
     clip_range: float
 
     @property
@@ -103,7 +111,7 @@ def measure_precision(
     present = exact != 0
     lost = (found == 0) & present
     error = None
-    if recipe.update.objective not in UNCLIPPED and recipe.update.trains_on == "trajectories":
+    if recipe.update.objective in CLIPPED or clips_likelihoods(recipe):
         error = _log_ratio_error(policy, small, samples, prompt, exact)
     return Precision(
         dtype=str(policy.dtype).removeprefix("torch."),
@@ -134,7 +142,7 @@ def _scored_again(
 ) -> Trajectories:
     """The samples as drawn, with the densities and means of the type in which the policy computes now:
     a ratio across types would be clipped for their difference."""
-    if recipe.update.trains_on in ("finished samples", "chosen samples", "gradients"):
+    if recipe.update.trains_on != "trajectories":
         return samples
     log_probs, means = samples.log_probs.clone(), samples.means
     means = None if means is None else means.clone()
@@ -183,6 +191,9 @@ def _gradient(
             update_samples = update_chosen if chooses else update_forward
             old = Ema(policy.trainable(), lambda k: 1.0)
             update_samples(policy, optimizer, None, old, *what, scale=once)
+        elif recipe.teachers:
+            source = next(iter(recipe.teachers))
+            update_distill(policy, optimizer, None, *what[:-1], [source], scale=once)
         else:
             v_ref = reference_velocities(policy, recipe, 0, samples, conditioning)
             update_policy(policy, optimizer, None, *what, v_ref, scale=once)
@@ -231,6 +242,9 @@ def _log_ratio_error(
 
 
 def _log_probs(policy: Policy, recipe: Recipe, samples: Trajectories, conditioning: Rows) -> Tensor:
+    """Of all (sample, step) pairs, as the objective compares them."""
+    if recipe.update.forward_process:
+        return _likelihoods(policy, recipe, samples, conditioning)
     found = []
     for offsets in step_chunks(trained_steps(recipe, 0), recipe.update.steps_per_forward):
         r = make_replay(recipe, samples, conditioning, range(MEMBERS), offsets)
@@ -238,4 +252,18 @@ def _log_probs(policy: Policy, recipe: Recipe, samples: Trajectories, conditioni
         step = transition(recipe, r.sigmas, r.steps, r.x, v)
         unit = step.std.flatten() if recipe.update.objective == "guard" else 1.0
         found.append(step.log_prob(r.x_next) * unit)
+    return torch.cat(found)
+
+
+def _likelihoods(
+    policy: Policy, recipe: Recipe, samples: Trajectories, conditioning: Rows
+) -> Tensor:
+    rows = range(MEMBERS)
+    old = Ema(policy.trainable(), lambda k: 1.0)
+    found = []
+    for offsets in step_chunks(list(range(recipe.forward_steps)), recipe.update.steps_per_forward):
+        noise = level_noise(policy, recipe, 0, samples, rows, offsets).to(policy.device)
+        kept = torch.ones(len(noise), dtype=torch.bool, device=policy.device)
+        step = noised(policy, old, recipe, 0, samples, conditioning, rows, offsets, noise, kept)
+        found.append(LIKELIHOODS[recipe.update.objective](recipe, step))
     return torch.cat(found)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from flow_trainer.algorithm.advantages import Advantages
 from flow_trainer.algorithm.ema import Ema
 from flow_trainer.algorithm.noise import forward_noise, forward_steps, stratified_times
 from flow_trainer.algorithm.objectives import crd
-from flow_trainer.algorithm.objectives.awm import awm_objective
+from flow_trainer.algorithm.objectives.awm import awm_log_prob, awm_objective
 from flow_trainer.algorithm.objectives.crd import crd_objective
 from flow_trainer.algorithm.objectives.dgpo import dgpo_objective
 from flow_trainer.algorithm.objectives.epg import elbo, epg_objective, likelihood_kl
@@ -62,6 +62,19 @@ OBJECTIVES: dict[str, Objective] = {
     ),
 }
 
+LIKELIHOODS: dict[str, Callable[[Recipe, Noised], Tensor]] = {
+    "awm": lambda r, step: awm_log_prob(step.v, step.target, step.sigma, r.forward.weighting),
+    "epg": lambda r, step: elbo(step, step.v, r.forward.likelihood, r.model.classifier_free),
+    "dgpo": lambda r, step: -mean_square(step.v, step.target),
+}
+"""(recipe, noised samples) to the log-likelihood (B,) whose ratio to the old policy's is clipped."""
+
+
+def clips_likelihoods(recipe: Recipe) -> bool:
+    """Whether the recipe's objective on finished samples clips a ratio of LIKELIHOODS."""
+    objective = recipe.update.objective
+    return objective in LIKELIHOODS and (objective != "epg" or recipe.forward.gradient == "clip")
+
 
 def update_forward(
     policy: Policy,
@@ -92,11 +105,7 @@ def update_forward(
     chunks = [tuple(chunk) for chunk in step_chunks(steps, recipe.update.steps_per_forward)]
 
     def draw(key: tuple[range, tuple[int, ...]]) -> tuple[Tensor]:
-        rows, offsets = key
-        keys = samples.keys[samples.at(rows)]
-        shape, pairs = policy.latent_shape, recipe.forward.share == "pairs"
-        noise = forward_noise(recipe.seed, epoch, keys, shape, offsets, shared=pairs)
-        return (noise.flatten(0, 1),)
+        return (level_noise(policy, recipe, epoch, samples, *key),)
 
     def loss(rows: range, offsets: list[int], update: int, stats: UpdateStats) -> Tensor:
         batch = slice(rows.start, rows.stop)
@@ -104,9 +113,7 @@ def update_forward(
         (noise,) = ahead.get((rows, tuple(offsets)), [(rows, chunk) for chunk in left])
         repeat = len(offsets)
         kept = used[batch].to(samples.x_0.device).repeat_interleave(repeat)
-        step = _noised(
-            policy, old, recipe, epoch, samples, conditioning, rows, offsets, noise, kept
-        )
+        step = noised(policy, old, recipe, epoch, samples, conditioning, rows, offsets, noise, kept)
         advantage = values[batch].to(step.v).repeat_interleave(repeat)
         objective, diagnostics = OBJECTIVES[recipe.update.objective](recipe, step, advantage)
         if recipe.update.beta > 0:
@@ -160,7 +167,24 @@ def _beta(recipe: Recipe, advantages: Tensor) -> Tensor | float:
     return recipe.update.beta
 
 
-def _noised(
+def level_noise(
+    policy: Policy,
+    recipe: Recipe,
+    epoch: int,
+    samples: Trajectories,
+    rows: range,
+    offsets: Sequence[int],
+) -> Tensor:
+    """(rows x offsets, C, h, w), sample-major, on the CPU: what `noised` takes."""
+    keys = samples.keys[samples.at(rows)]
+    pairs = recipe.forward.share == "pairs"
+    noise = forward_noise(
+        recipe.seed, epoch, keys, policy.latent_shape, list(offsets), shared=pairs
+    )
+    return noise.flatten(0, 1)
+
+
+def noised(
     policy: Policy,
     old: Ema,
     recipe: Recipe,
