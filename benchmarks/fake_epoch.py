@@ -56,6 +56,7 @@ def settings(recipe: Recipe) -> dict[str, Any]:
             "ema.enabled": recipe.ema.enabled,
         }
         | (_through_pixels(recipe) if u.trains_on == "gradients" else {})
+        | _others(recipe)
     )
 
 
@@ -64,7 +65,20 @@ def _shape(recipe: Recipe) -> str:
     u = recipe.update
     if u.chosen(recipe.sampling.group_size) < recipe.sampling.group_size:
         return u.objective
+    if u.whole_groups or recipe.teachers:  # their other settings go with no other objective
+        return u.objective
     return "nft" if u.forward_process else "clip"
+
+
+def _others(recipe: Recipe) -> dict[str, Any]:
+    """What computes beside the trained model: teachers, and a reference with guidance of its own."""
+    found: dict[str, Any] = {
+        f"prompts.sources.{name}.teacher": teacher.adapter
+        for name, teacher in recipe.teachers.items()
+    }
+    if recipe.forward.reference_guidance is not None:
+        found["forward.reference_guidance"] = recipe.forward.reference_guidance
+    return found
 
 
 def _through_pixels(recipe: Recipe) -> dict[str, Any]:
@@ -81,8 +95,6 @@ def run_all(names: list[str], known: list[dict[str, Any]]) -> Iterator[list[dict
     found = {json.dumps(run["settings"]): {**run, "recipes": []} for run in known}
     for path in published():
         recipe = load_recipe(path)
-        if not planned(recipe):
-            continue
         key = json.dumps(settings(recipe))
         if key not in found:
             if names and path.stem not in names:
@@ -94,13 +106,10 @@ def run_all(names: list[str], known: list[dict[str, Any]]) -> Iterator[list[dict
         yield [run for run in found.values() if run["recipes"]]
 
 
-def planned(recipe: Recipe) -> bool:
-    """False for distillation: `plan` refuses it, because it knows no teachers."""
-    return recipe.update.objective != "opd"
-
-
 def published() -> list[Path]:
-    return sorted(path for path in RECIPES.glob("*.toml") if path.stem != "tiny_sd3_ocr")
+    """All that draw samples; [data] alone has no epoch to run."""
+    named = sorted(path for path in RECIPES.glob("*.toml") if path.stem != "tiny_sd3_ocr")
+    return [path for path in named if load_recipe(path).update.trains_on != "data"]
 
 
 def _figures(found: Plan) -> dict[str, Any]:
@@ -150,7 +159,7 @@ def document(runs: list[dict[str, Any]]) -> str:
     by_recipe = {
         name: by_settings[json.dumps(settings(recipe))]
         for name, recipe in recipes.items()
-        if planned(recipe) and json.dumps(settings(recipe)) in by_settings
+        if json.dumps(settings(recipe)) in by_settings
     }
     rows, worst = [], (0.0, "")
     for name, run in sorted(by_recipe.items()):

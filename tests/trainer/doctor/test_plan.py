@@ -43,6 +43,10 @@ def test_the_estimate_is_within_a_tenth_of_the_fake_run(run: dict[str, Any]) -> 
 
 @pytest.fixture
 def small(tmp_path: Path) -> Recipe:
+    return shrunk("sd35m_ocr_8x8", tmp_path)
+
+
+def shrunk(recipe: str, tmp_path: Path) -> Recipe:
     """SD3.5-M with three blocks, at 64 x 64 pixels."""
     name, config = ARCHITECTURES[SD35M]
     folder = tmp_path / "transformer"
@@ -50,7 +54,7 @@ def small(tmp_path: Path) -> Recipe:
     config = {**config, "num_layers": 3, "_class_name": name}
     (folder / "config.json").write_text(json.dumps(config))
     sets = [f"model.path={tmp_path}", "model.height=64", "model.width=64"]
-    return load_recipe(RECIPES / "sd35m_ocr_8x8.toml", [*sets, "sampling.micro_batch=2"])
+    return load_recipe(RECIPES / f"{recipe}.toml", [*sets, "sampling.micro_batch=2"])
 
 
 def test_a_fake_run_is_the_programs_own_epoch(small: Recipe) -> None:
@@ -98,6 +102,16 @@ def test_families_without_pooled_text_have_fake_runs(
         assert getattr(found, part) == pytest.approx(getattr(estimate, part), rel=0.02), part
     sections = found.sections
     assert sections["update"].flops > 1.8 * sections["sampling forward"].flops / 2
+
+
+def test_teachers_are_adapters_of_the_students_shape(tmp_path: Path) -> None:
+    recipe = shrunk("sd35m_multi_opd", tmp_path)
+    found = plan(recipe)
+    architecture = inspect(recipe.model.path, "sd3", 32)
+    assert architecture is not None
+    assert found.transformer == pytest.approx(memory(recipe, architecture).transformer, rel=0.05)
+    assert found.transformer > 3 * 4 * architecture.lora_parameters
+    assert found.sections["frozen forward"].calls == 1
 
 
 @pytest.mark.skipif(torch.backends.cuda.is_built(), reason="for CPU builds of torch")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import time
-import zlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
@@ -80,15 +79,13 @@ class Desk:
         self._sent.clear()
 
     def _submit(self, reward: str, batch: Sequence[Ready]) -> Future[ScoreBatch]:
-        client = self._clients[reward]
-        pixels = np.stack([ready.pixels for ready in batch])
-        return client.submit(
-            pixels,
+        return self._clients[reward].submit(
+            np.stack([ready.pixels for ready in batch]),
             [ready.pair.prompt or "" for ready in batch],
             [dict(ready.pair.metadata) for ready in batch],
             on_error="nan",
             # the same images after a kill: the service gives the answer that it has
-            request_id=_request_id(reward, batch, pixels, client.asynchronous.image_format),
+            request_id=_request_id(reward, batch),
         )
 
     def _settle(self, wait_s: float) -> None:
@@ -132,8 +129,6 @@ def _is_outage(scores: ScoreBatch) -> bool:
     return not scores.valid.any() and all(error.retryable for error in scores.errors.values())
 
 
-def _request_id(reward: str, batch: Sequence[Ready], pixels: np.ndarray, sent_as: object) -> str:
-    """Of all that the request holds, for no two requests may share one."""
-    told: list[Any] = [[ready.pair.key, ready.pair.version] for ready in batch]
-    told += [reward, pixels.shape, zlib.crc32(pixels), sent_as]
-    return "curate-" + hashlib.sha256(repr(told).encode()).hexdigest()[:24]
+def _request_id(reward: str, batch: Sequence[Ready]) -> str:
+    told: list[Any] = [[ready.pair.key, ready.pair.version, ready.pixels.shape] for ready in batch]
+    return "curate-" + hashlib.sha256(repr([reward, told]).encode()).hexdigest()[:24]

@@ -78,12 +78,9 @@ def dry_run(recipe: Recipe, gpus: int = 1) -> Iterator[str]:
     """What `flow-grpo train --dry-run` prints, a line each. Loads no weights."""
     s, u, f = recipe.sampling, recipe.update, forwards(recipe)
     yield f"recipe    {recipe.name}: {recipe.model.family} {recipe.model.path}, {u.objective}"
-    drawn = (
-        f"{s.prompts_per_epoch} prompts x {s.group_size} images = "
-        f"{recipe.images_per_epoch} images per epoch"
-    )
     yield (
-        f"sizes     {'no samples' if u.trains_on == 'data' else drawn}, {u.updates_per_epoch} "
+        f"sizes     {s.prompts_per_epoch} prompts x {s.group_size} images = "
+        f"{recipe.images_per_epoch} images per epoch, {u.updates_per_epoch} "
         f"update{'s' * (u.updates_per_epoch > 1)} per epoch, {recipe.epochs} epochs"
     )
     yield from _data_lines(recipe)

@@ -8,6 +8,7 @@ together), what compiled kernels fuse, and how a sharded model is gathered.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import importlib
 from collections.abc import Iterator, Mapping
@@ -25,12 +26,13 @@ from flow_trainer.doctor.fake_device import Ledger, Section, fake_gpu
 from flow_trainer.errors import ConfigError
 from flow_trainer.loop.rollout import rollout
 from flow_trainer.loop.updates.chosen import update_chosen
+from flow_trainer.loop.updates.distill import update_distill
 from flow_trainer.loop.updates.forward import update_forward
 from flow_trainer.loop.updates.optimizers import make_optimizer
 from flow_trainer.loop.updates.replay import reference_velocities
 from flow_trainer.loop.updates.through_pixels import PixelGradients, update_through_pixels
 from flow_trainer.loop.updates.trajectory import update_policy
-from flow_trainer.models import diffusers_policy
+from flow_trainer.models import diffusers_policy, tuning
 from flow_trainer.models.architectures import transformer_config
 from flow_trainer.models.conditioning import Conditioning
 from flow_trainer.models.diffusers_policy import DiffusersPolicy
@@ -73,13 +75,9 @@ class Plan:
 
 
 def plan(recipe: Recipe) -> Plan:
-    """Runs a micro-batch of `recipe` on a fake GPU. Raises ConfigError for a model whose parts are
-    not on record, and for one that has teachers or no samples. [data] beside samples is left out."""
-    if recipe.teachers:
-        raise ConfigError(
-            f"no fake run for update.objective = {recipe.update.objective}: its teachers would have to be "
-            "downloaded"
-        )
+    """Runs a micro-batch of `recipe` on a fake GPU; teachers are taken to have adapters of the student's
+    own rank, [data] beside samples is left out. Raises ConfigError for a model whose parts are not on
+    record, and where there are no samples."""
     if recipe.update.trains_on == "data":
         raise ConfigError("no fake run for update.objective = data: it has no samples to draw")
     small = _one_micro_batch(recipe)
@@ -286,6 +284,10 @@ class _Epoch:
             )
         elif self.old is not None:
             update_forward(self.policy, self.optimizer, self.ema, self.old, *what)
+        elif recipe.teachers:
+            source = next(iter(recipe.teachers))
+            named = [source] * s.prompts_per_epoch
+            update_distill(self.policy, self.optimizer, self.ema, *what[:-1], named)
         else:
             update_policy(self.policy, self.optimizer, self.ema, *what, v_ref)
 
@@ -330,6 +332,7 @@ def _fake_policy(recipe: Recipe, ledger: Ledger, blocks: int | None) -> Diffuser
 
     with (
         patch.object(diffusers_policy, "_dtype", lambda model, _: getattr(torch, model.dtype)),
+        patch.object(tuning, "load_adapter", _fake_adapter),
         torch.device(ledger.device),  # where LoRA's weights are made
     ):
         return DiffusersPolicy(
@@ -338,6 +341,7 @@ def _fake_policy(recipe: Recipe, ledger: Ledger, blocks: int | None) -> Diffuser
             ledger.device,
             with_reference=recipe.needs_reference,
             pipeline=pipeline,
+            teachers={name: teacher.adapter for name, teacher in recipe.teachers.items()},
         )
 
 
@@ -357,6 +361,12 @@ def _made_up(recipe: Recipe) -> PixelGradients:
         torch.ones(count, dtype=torch.bool),
         lambda rows: torch.ones(len(rows), *size),
     )
+
+
+def _fake_adapter(transformer: Any, source: str, name: str, key: str) -> None:
+    """A teacher's, in place of the one at `source`: of the student's shape."""
+    student = next(iter(transformer.peft_config.values()))
+    transformer.add_adapter(copy.deepcopy(student), adapter_name=name)
 
 
 def _nbytes(module: nn.Module) -> int:

@@ -120,6 +120,8 @@ class Architecture:
     width: int
     """Of a token inside the transformer."""
     blocks: int
+    second_attentions: int
+    """Blocks in which image tokens also attend among themselves, as in half of SD3.5-M's."""
     lora_modules: tuple[str, ...]
     """Names of the layers that get an adapter."""
     text_width: int
@@ -156,6 +158,7 @@ def inspect(path: str, family: str, rank: int) -> Architecture | None:
         buffers=buffers,
         width=config.get("dim") or config.num_attention_heads * config.attention_head_dim,
         blocks=sum(type(module).__name__ in kinds for module in transformer.modules()),
+        second_attentions=len(config.get("dual_attention_layers") or ()),
         lora_modules=tuple(n.removesuffix(".lora_A.default.weight") for n in adapted),
         text_width=described.text_width(config),
     )

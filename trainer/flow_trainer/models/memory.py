@@ -3,7 +3,7 @@
 Arithmetic, held to a tenth of what fake runs of the real models found (docs/memory.md); what neither
 sees, CUDA's context, workspaces and fragmentation, is the tenth that sized recipes leave free.
 
-- transformer: 2 bytes per frozen parameter (4 in float32); 4 per trained one.
+- transformer: 2 bytes per frozen parameter, a teacher's adapter too (4 in float32); 4 per trained one.
 - training state per trained parameter, float32: gradient 4, AdamW's two moments 8 (2 in 8 bits), EMA
   4, the old policy of nft and awm 4; with full fine-tuning and a KL term the frozen reference.
 - text encoders: on the GPU while prompts are encoded, and for good where the encoded prompts exceed
@@ -36,14 +36,16 @@ PATCH = 2
 CLIP_TOKENS = 77
 """Of SD3's CLIP encoders, before those of T5."""
 ACTIVATIONS = {
-    "sd3": 26.5,
+    "sd3": 22.2,
     "flux": 20.0,
     "qwen_image": 26.5,
     "z_image": 37.2,
     "flux2_klein": 24.6,
 }
 """Elements per token, channel and block that an update keeps for its backward. That of Qwen-Image, of
-which there is no fake run, is taken from SD3."""
+which there is no fake run, is taken from SD3.5-M."""
+SECOND_ATTENTION = 8.0
+"""More, of a block that has one."""
 FULL = 1.7
 """Times that with full fine-tuning: from a fake run of SD3.5-M, in no recipe and held by no test."""
 RECOMPUTED = {
@@ -115,7 +117,7 @@ def memory(recipe: Recipe, model: Architecture, gpus: int = 1) -> Memory:
     trained = model.lora_parameters if lora else model.parameters
     whole = model.parameters + model.buffers
     weights = whole * element + trained * 4 if lora else whole * 4
-    weights += len(recipe.teachers) * model.lora_parameters * 4
+    weights += len(recipe.teachers) * model.lora_parameters * element
     if not lora and recipe.needs_reference:
         weights += whole * element
     moments = 8 if u.optimizer == "adamw" else 2
@@ -229,7 +231,8 @@ def _activations(
     if m.gradient_checkpointing:
         found = per_element * (model.blocks + RECOMPUTED[m.family]) + copies / model.blocks
     else:
-        kept = ACTIVATIONS[m.family] * (FULL if full else 1)
+        kept = ACTIVATIONS[m.family] + SECOND_ATTENTION * model.second_attentions / model.blocks
+        kept *= FULL if full else 1
         found = per_element * model.blocks * kept + copies
     if not through_pixels:
         return found

@@ -36,8 +36,6 @@ UPDATES: dict[str, Metric] = {
     "approx_kl": ("KL to the policy that sampled", "estimate per element"),
     "clip_fraction": ("Clipped ratios", "share of trained steps"),
     "masked_fraction": ("Masked steps", "share of trained steps"),
-    "data.loss": ("Loss on image-text data", "mean of the examples"),
-    "data.implied_accuracy": ("Pairs preferred as they are given", "share of pairs"),
     "grad_norm": ("Largest gradient before the clip", "norm"),
     "ratio_error": ("Error of the on-policy ratio", "|ratio − 1|"),
     "learning_rate": ("Learning rate", "per update"),
