@@ -7,7 +7,7 @@
 Steps run one after another, the most valuable first, each in a process of its own with a limit of
 time; one that fails or runs out of time is reported as that, and the next one starts. After every step
 DEVICE.json and the table in README.md of --out are written anew (default: docs/gpu; with --shrunk a
-folder that git ignores).
+folder that git ignores). With --only, what is on record of the other steps stays.
 """
 
 from __future__ import annotations
@@ -57,9 +57,13 @@ def main(argv: list[str] | None = None) -> int:
         steps[name] = run_step(name, shrunk=options.shrunk, limit_s=limit)
         print(f"{name}: {said(steps[name])}", flush=True)
         device = steps.get("versions", {}).get("device", "unknown device")
-        found |= {"device": device, "steps": steps}
-        name = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
-        file = out / f"{name}{'-shrunk' if options.shrunk else ''}.json"
+        slug = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
+        file = out / f"{slug}{'-shrunk' if options.shrunk else ''}.json"
+        others = {}
+        if options.only and file.exists():
+            others = json.loads(file.read_text(encoding="utf-8"))["steps"]
+        known = others | steps
+        found |= {"device": device, "steps": {step: known[step] for step in STEPS if step in known}}
         file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         write_table(out)
     print(f"written: {out}")

@@ -236,18 +236,6 @@ def test_killed_it_goes_on_without_scoring_an_image_twice(
     assert len(kept(out)) + len(rows(out / "dropped.jsonl")) == 200
 
 
-def test_answers_that_a_kill_lost_on_their_way_are_given_again(
-    curate: Curate, tmp_path: Path
-) -> None:
-    assert curate("--dry-run") == 0
-    journal = tmp_path / "out" / "journal.jsonl"
-    lines = journal.read_text().splitlines(keepends=True)
-    journal.write_text("".join(line for line in lines if '"value"' not in line))
-    assert curate("--dry-run") == 0
-    assert len([row for row in rows(journal) if "value" in row]) == 40
-    assert asked(tmp_path).total() == 40
-
-
 def test_it_waits_for_a_service_that_is_away(services: Services, tmp_path: Path) -> None:
     fill(tmp_path / "photos", 160)
     log = tmp_path / "asked"
