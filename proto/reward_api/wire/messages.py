@@ -34,7 +34,9 @@ def _to_bytes(value: object) -> bytes | bytearray | memoryview:
     try:
         return base64.b64decode(value, validate=True)
     except binascii.Error as error:
-        raise ValueError(f"not valid base64: {error}") from None
+        broken = "\n" in value or "\r" in value
+        hint = "; it has line breaks, which `base64 -w0` leaves out" if broken else ""
+        raise ValueError(f"not valid base64: {error}{hint}") from None
 
 
 # bytes | memoryview: a memoryview is a slice of the request body; raw pixels are not copied.

@@ -322,3 +322,9 @@ def test_packed_bytes_must_fill_their_shape():
 def test_one_pixel_and_long_images_decode():
     assert decode_image(Image(data=file(pillow.new("RGB", (1, 1))))).shape == (1, 1, 3)
     assert decode_image(Image(data=file(pillow.new("RGB", (8192, 8))))).shape == (8, 8192, 3)
+
+
+def test_base64_with_line_breaks_says_how_to_leave_them_out():
+    for broken in ("YWJj\nYWJj", "YWJj\r\nYWJj"):
+        with pytest.raises(ValueError, match="`base64 -w0` leaves out"):
+            Image(data=broken)  # pyright: ignore
