@@ -61,7 +61,9 @@ def count_travel(data: dict[str, Any], sharding: str, out: Path) -> None:
     many reductions."""
     recipe = parse_recipe(data)
     with open_world(pick_device("cpu"), sharding) as world:
-        policy = load_policy(recipe.model, pick_device("cpu"), with_reference=True, mesh=world.mesh)
+        policy: Any = load_policy(
+            recipe.model, pick_device("cpu"), with_reference=True, mesh=world.mesh
+        )
         x = torch.randn(2, *policy.latent_shape, generator=torch.Generator().manual_seed(5))
         texts = policy.encode(["red", "blue"])
         with _Collectives() as seen:
@@ -126,7 +128,7 @@ def compare_pieces(model: dict[str, Any], out: Path) -> None:
 
     def states(mesh: Any) -> list[dict[str, Any]]:
         torch.manual_seed(0)
-        policy = load_policy(config, cpu, with_reference=True, mesh=mesh)
+        policy: Any = load_policy(config, cpu, with_reference=True, mesh=mesh)
         tuning: Any = policy._tuning
         return [m.state_dict() for m in (tuning.transformer, tuning._reference) if m is not None]
 
