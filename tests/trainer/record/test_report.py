@@ -51,8 +51,9 @@ def seen(html: str) -> str:
 
 
 def lines(svg: ElementTree.Element, color: str = "s0") -> list[list[tuple[float, float]]]:
-    """Points of the curves in a group's colour."""
-    paths = [p for p in svg.iter(f"{SVG}path") if f"stroke: var(--{color})" in p.get("style", "")]
+    """Points of the curves in a group's colour; the signs on them are not clipped one by one."""
+    clipped = [path for path in svg.iter(f"{SVG}path") if path.get("clip-path")]
+    paths = [path for path in clipped if f"stroke: var(--{color})" in path.get("style", "")]
     numbers = [re.findall(r"[ML] (-?[\d.]+) (-?[\d.]+)", p.get("d", "")) for p in paths]
     return [[(float(x), float(y)) for x, y in found] for found in numbers if len(found) > 1]
 

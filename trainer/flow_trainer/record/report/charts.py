@@ -148,14 +148,23 @@ def draw_point(axes: Axes, x: float, values: Sequence[float], look: Look) -> Non
     axes.plot([x], [mean], "D", color=look.color, markersize=5, clip_on=False)
 
 
-def draw_alarm(axes: Axes, x: float, y: float, name: str) -> None:
-    """`name` is the key of its title for `as_svg`."""
-    mark = axes.scatter([x], [y], s=42, marker="^", color=COLORS["alarm"][0], zorder=5)
+def draw_alarm(axes: Axes, x: float, y: float, name: str, look: Look) -> None:
+    """A triangle with a rim in the group's colour; `name` is the key of its title for `as_svg`."""
+    mark = axes.scatter(
+        [x],
+        [y],
+        s=46,
+        marker="^",
+        color=COLORS["alarm"][0],
+        edgecolors=look.color,
+        linewidths=1.2,
+        zorder=5,
+    )
     mark.set_gid(name)
 
 
 def draw_change(axes: Axes, x: float, name: str, look: Look) -> None:
-    """A vertical line where a run went on with another recipe; `name` as in `draw_alarm`."""
+    """A vertical line where a run went on with another recipe; `name` as for `draw_alarm`."""
     axes.axvline(x, color=look.color, linestyle=(0, (1, 2)), linewidth=1.2).set_gid(name)
 
 

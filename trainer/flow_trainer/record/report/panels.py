@@ -293,7 +293,7 @@ class Panels:
                     height = found[0].value
                 if height is not None:
                     name = f"alarm-{known + len(titles)}"
-                    charts.draw_alarm(axes, epoch, height, name)
+                    charts.draw_alarm(axes, epoch, height, name, look)
                     said = "; ".join(alarm.message for alarm in found)
                     titles[name] = f"{where}, epoch {epoch}: {said}"
             for change in run.changes if everything else ():
