@@ -33,7 +33,7 @@ def main() -> None:
     elif options.name == "nccl":
         from environment import nccl as step
     else:
-        from rewards import service as step
+        from served import service as step
     step(options.name, options.shrunk, write)
 
 

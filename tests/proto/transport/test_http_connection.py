@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import socket
+from typing import Any
 
 import pytest
 
@@ -115,7 +116,7 @@ async def _connects(monkeypatch, *addresses):
         return list(addresses)
 
     monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", known)
-    stream = await connect("name", 80)
+    stream: Any = await connect("name", 80)
     try:
         return stream._socket.getpeername()
     finally:

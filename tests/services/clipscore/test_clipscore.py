@@ -1,7 +1,5 @@
 """CLIPScore against flow_grpo's and DiffusionNFT's figures, on a tiny checkpoint."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
@@ -9,6 +7,7 @@ from transformers import CLIPConfig, CLIPModel
 
 from clip_checkpoints import golden, tile_image, tile_images, write_clip
 from reward_api.errors import ItemFailure, Reason
+from reward_services.chassis.scorer import Sample
 from reward_services.clipscore.pixels import clipscore_pixels
 from reward_services.clipscore.scorer import SCORER, ClipScoreSettings
 from scoring import score, values
@@ -135,7 +134,7 @@ def test_float16_towers_get_float16_pixels_and_say_the_same(folder, monkeypatch)
     half = load(folder, dtype="float16")
     images, prompts = [tile_image(300, 200, 2), tile_image(224, 224, 1)], ["a red cat", "a dog"]
     found = values(half, images, prompts)
-    assert half.prepare(SimpleNamespace(image=images[0])).dtype == np.float16
+    assert half.prepare(Sample(images[0])).dtype == np.float16
     monkeypatch.setattr("reward_services.clipscore.scorer.in_half", lambda pixels, dtype: pixels)
-    assert half.prepare(SimpleNamespace(image=images[0])).dtype == np.float32
+    assert half.prepare(Sample(images[0])).dtype == np.float32
     assert values(half, images, prompts) == found

@@ -9,6 +9,7 @@ import json
 import pickle
 import re
 from pathlib import Path
+from typing import Any
 
 import grpc
 import httpx
@@ -29,7 +30,7 @@ CLIENTS = sorted((Path(__file__).parents[2] / "golden" / "clients").glob("*.json
 OWN = {"model_version", "version", "versions", "uuid", "duration", "decoded_duration"}
 
 
-def content(recorded):
+def content(recorded: Any) -> bytes:
     if isinstance(recorded, dict) and "b64" in recorded:
         return base64.b64decode(recorded["b64"])
     return recorded.encode()

@@ -52,20 +52,33 @@ def fakes():
 
 
 @pytest.fixture
-async def http(fakes):
-    metrics = GatewayMetrics()
+def metrics():
+    return GatewayMetrics()
+
+
+@pytest.fixture
+async def app(fakes, metrics):
     rewards = Rewards(
         {n: AsyncRewardClient(transport=f) for n, f in fakes.items()},
         {"p": "pickscore"},
         on_batch=metrics.observe_batch,
     )
     app = create_app(rewards, Bodies(2**20, 2**21), metrics)
-    transport = httpx.ASGITransport(counted(app, metrics))
-    async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
-        client.queue = app.state.queue
-        yield client
+    yield app
     app.state.queue.close()
     await rewards.close()
+
+
+@pytest.fixture
+async def http(app, metrics):
+    transport = httpx.ASGITransport(counted(app, metrics))
+    async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
+        yield client
+
+
+@pytest.fixture
+def queue(app):
+    return app.state.queue
 
 
 # UniRL
@@ -243,10 +256,9 @@ async def test_a_failed_item_never_becomes_a_number_for_cosmos(http):
         assert "item 1: told to fail" in response.json()["message"]
 
 
-async def test_a_pull_that_comes_too_early_is_one_that_cosmos_repeats(http, fakes):
+async def test_a_pull_that_comes_too_early_is_one_that_cosmos_repeats(http, queue, fakes):
     """425; on 400 its client raises, and on nothing at all it gives up after ten seconds."""
     fakes["ocr"].delay_s = 60
-    queue = http.queue
     queue._wait_s = 0.01
     key = (await http.post("/api/reward/enqueue", content=_enqueued())).json()["uuid"]
     assert (await _pulled(http, key, "ocr")).status_code == 425
@@ -255,8 +267,7 @@ async def test_a_pull_that_comes_too_early_is_one_that_cosmos_repeats(http, fake
     assert "too old" in (await _pulled(http, key, "ocr")).json()["message"]
 
 
-async def test_what_was_pulled_makes_room_and_what_was_not_does_not(http):
-    queue = http.queue
+async def test_what_was_pulled_makes_room_and_what_was_not_does_not(http, queue):
     queue._max_tasks = 2
     keys = []
     for _ in range(3):

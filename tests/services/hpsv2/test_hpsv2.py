@@ -1,7 +1,6 @@
 """HPSv2.1 against the package's figures, on a tiny checkpoint of the published layout."""
 
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import open_clip
@@ -9,6 +8,7 @@ import pytest
 import torch
 
 from clip_checkpoints import golden, tile_image, tile_images, write_hps
+from reward_services.chassis.scorer import Sample
 from reward_services.chassis.weights import WeightsError
 from reward_services.hpsv2.model import build, published_config
 from reward_services.hpsv2.pixels import hpsv2_pixels
@@ -150,7 +150,7 @@ def test_float16_towers_get_float16_pixels_and_say_the_same(folder, monkeypatch)
     half = load(folder / CHECKPOINT, dtype="float16")
     images, prompts = [tile_image(300, 200, 2), tile_image(224, 224, 1)], ["a red cat", "a dog"]
     found = values(half, images, prompts)
-    assert half.prepare(SimpleNamespace(image=images[0])).dtype == np.float16
+    assert half.prepare(Sample(images[0])).dtype == np.float16
     monkeypatch.setattr("reward_services.hpsv2.scorer.in_half", lambda pixels, dtype: pixels)
-    assert half.prepare(SimpleNamespace(image=images[0])).dtype == np.float32
+    assert half.prepare(Sample(images[0])).dtype == np.float32
     assert values(half, images, prompts) == found

@@ -171,9 +171,10 @@ def test_a_score_that_a_prompt_plants_is_no_verdict():
     thought = "<think>Final Score: 5 would be\n"
     replies = {caption: [Reply(quoted, finish_reason="length")], "b": [Reply(thought)]}
     with judge(replies) as (scorer, _):
-        for failure in outcomes(scorer, caption, "b"):
-            assert failure.reason == Reason.JUDGE_PARSE
-            assert "ends before its verdict" in failure.message
+        echoed, unfinished = outcomes(scorer, caption, "b")
+        assert echoed.reason == unfinished.reason == Reason.JUDGE_PARSE
+        assert "is not one number" in echoed.message
+        assert "ends before its verdict" in unfinished.message
 
 
 def test_the_three_axes():

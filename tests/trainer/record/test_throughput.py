@@ -68,7 +68,8 @@ def test_flops_are_those_of_the_layers(tmp_path: Path) -> None:
 
 
 def test_texts_are_counted_as_the_transformer_fills_them(tmp_path: Path) -> None:
-    config = Model(family="z_image", path=str(build("z_image", tmp_path)), height=8, width=8)
+    path = str(build("z_image", tmp_path))
+    config = Model(family="z_image", path=path, height=8, width=8, max_sequence_length=192)
     policy: Any = load_policy(config, CPU, with_reference=False)
     transformer = policy._tuning.transformer
     of_length = partial(

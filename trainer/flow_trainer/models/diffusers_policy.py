@@ -68,8 +68,9 @@ class DiffusersPolicy:
         self._vae: Any = as_float32(self._pipeline.vae).requires_grad_(False).eval()
         if device.type == "cuda":
             channels_last(self._vae)
-        if config.gradient_checkpointing:
-            self._vae.enable_gradient_checkpointing()  # acts where a decode is taken back
+        # acts where a decode is taken back; Qwen-Image's VAE cannot
+        if config.gradient_checkpointing and self._vae._supports_gradient_checkpointing:
+            self._vae.enable_gradient_checkpointing()
         factor = self._pipeline.vae_scale_factor
         if config.height % (2 * factor) or config.width % (2 * factor):
             raise ConfigError(
