@@ -26,7 +26,7 @@ from watch import HEALTH_MS, Seen, watching
 from processes import Service, Services, environment
 from reward_api import RewardClient
 
-ROUNDS = 4
+ROUNDS = 20
 DIALECTS = "oip,flow-factory,unirl,get-reward,pickle"
 GROWTH_MB = 64.0
 """Large pictures leave the allocator's arenas larger than they were."""
@@ -89,10 +89,14 @@ def shoot_many(shoot: Shoot, count: int, target: Target, seed: int, kind: Kind) 
 
 
 def attack(
-    inputs: int, seed: int, target: Target, services: list[Service], kinds: dict[str, Kind]
+    options: argparse.Namespace, target: Target, services: list[Service], kinds: dict[str, Kind]
 ) -> None:
-    """All kinds in turn, ROUNDS times."""
+    """All kinds in turn, ROUNDS times, or until the time is over."""
+    inputs, seed = options.inputs, options.seed
+    ends = time.monotonic() + 60 * options.minutes
     for number in range(ROUNDS):
+        if time.monotonic() > ends:
+            break
         for name, (share, shoot) in KINDS.items():
             kind = kinds.setdefault(name, Kind())
             wanted = max(1, round(inputs * share / ROUNDS))
@@ -173,7 +177,7 @@ def soak(options: argparse.Namespace) -> Figures:
                     watching(resting) as idle,
                     watching(service) as seen,
                 ):
-                    attack(options.inputs, options.seed, target, running, kinds)
+                    attack(options, target, running, kinds)
                 survivors_score(figures, service)
             log_bytes = (folder / "log0.txt").stat().st_size
             judge(figures, kinds, seen, of_gateway, idle, log_bytes)
@@ -198,6 +202,7 @@ def survivors_score(figures: Figures, service: Service) -> None:
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=__doc__)
     made.add_argument("--inputs", type=int, default=100_000, help="(%(default)s)")
+    made.add_argument("--minutes", type=float, default=18.0, help="most time (%(default)s)")
     made.add_argument("--seed", type=int, default=0, help="of the inputs (%(default)s)")
     return made
 

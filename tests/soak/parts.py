@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -59,6 +60,9 @@ def run_part(
 ) -> None:
     """`python PART.py [--flags] [--json FILE]`: prints one row, writes the figures, and leaves with 0
     where every demand is met, else 1; 130 after Ctrl-C."""
+    # A shell's background jobs are born deaf to Ctrl-C.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     options = parser.parse_args()
     started = time.monotonic()

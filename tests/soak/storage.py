@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -89,7 +90,8 @@ def two_trainers(bench: Bench, figures: Figures) -> None:
         if first.is_alive():
             first.kill()
     then = "the first went on" if still_runs else "the first ended"
-    figures.rows.append(["a second trainer on the folder", f"status {status}: {said[-160:]}", then])
+    shown = said.replace(str(run), "RUN").replace(socket.gethostname(), "HOST")[-160:]
+    figures.rows.append(["a second trainer on the folder", f"status {status}: {shown}", then])
     figures.demand(
         "two trainers on one run folder refused",
         f"status {status}, names the process",
@@ -140,7 +142,7 @@ def full_disk(bench: Bench, whole: Path, figures: Figures) -> None:
     found = f"status {status}, {len(left)} whole checkpoints left"
     figures.rows.append(["disk full", found, then])
     figures.demand(
-        demand, f"{found}, {then}", status == "1" and is_one_line and bool(left) and not problem
+        demand, f"{found}, {then}", status == "2" and is_one_line and bool(left) and not problem
     )
 
 

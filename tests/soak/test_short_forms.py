@@ -73,8 +73,10 @@ def test_the_points_are_twenty_and_of_every_phase() -> None:
 
 def test_a_question_that_waits_stands_for_those_not_asked() -> None:
     seen = Seen(http_ms=[[0.0, 1.0], [1.0, 100.0], [2.0, 2.0]])
-    assert seen.times("http_ms") == [1.0, 100.0, 80.0, 60.0, 40.0, 20.0, 0.0, 2.0]
+    # asked every 25 ms over HTTP, every 100 ms over gRPC
+    assert seen.times("http_ms") == [1.0, 100.0, 75.0, 50.0, 25.0, 0.0, 2.0]
     assert seen.times("http_ms", 1.5) == [2.0]
+    assert Seen(grpc_ms=[[0.0, 250.0]]).times("grpc_ms") == [250.0, 150.0, 50.0]
 
 
 def test_the_document_is_written_between_its_marks(tmp_path: Path) -> None:

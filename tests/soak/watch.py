@@ -24,6 +24,8 @@ from parts import Figures, percentile
 from processes import Service, environment
 
 PERIOD_S = 0.02
+_PERIODS = {"http_ms": 1.25, "grpc_ms": 5.0}
+"""Of five questions four go over HTTP and one over gRPC."""
 HEALTH_MS = 100.0
 GROWTH_MB = 32.0
 _SAMPLE_S = 0.5
@@ -44,9 +46,9 @@ class Seen:
     """[seconds, memory, descriptors, threads]"""
 
     def times(self, what: str, since: float = 0.0, until: float = float("inf")) -> list[float]:
-        """Milliseconds of what was asked in a span of time, as if asked every PERIOD_S: a question that
+        """Milliseconds of what was asked in a span of time, as if asked at a steady pace: a question that
         waits also stands for those that were not asked meanwhile."""
-        period = PERIOD_S * 1000
+        period = PERIOD_S * 1000 * _PERIODS.get(what, 1.0)
         values = [ms for at, ms in getattr(self, what) if since <= at <= until]
         return [v - k * period for v in values for k in range(int(v / period) + 1)]
 
