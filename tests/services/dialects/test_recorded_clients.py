@@ -31,9 +31,7 @@ OWN = {"model_version", "version", "versions", "uuid", "duration", "decoded_dura
 
 
 def content(recorded: Any) -> bytes:
-    if isinstance(recorded, dict) and "b64" in recorded:
-        return base64.b64decode(recorded["b64"])
-    return recorded.encode()
+    return recorded.encode() if isinstance(recorded, str) else base64.b64decode(recorded["b64"])
 
 
 def like(answer):
