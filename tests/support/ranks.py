@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from processes import PATHS
 
@@ -49,7 +50,6 @@ def start(
 ) -> Ranks:
     """Runs `run` (*arguments) in `size` processes, `local_size` (default: all) on each node. Those
     that are not daemons may start others, and whoever starts them has to see them end."""
-    os.environ["PYTHONPATH"] = PATHS + os.pathsep + str(Path(__file__).parent)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(MODULES)
     local_size = local_size or size
@@ -67,7 +67,9 @@ def start(
             "MASTER_PORT": str(port),
         }
         process = context.Process(target=_rank, args=(variables, run, *arguments), daemon=daemon)
-        process.start()
+        # the fork server, which starts with the first, finds its modules there; other tests must not
+        with patch.dict(os.environ, PYTHONPATH=f"{PATHS}{os.pathsep}{Path(__file__).parent}"):
+            process.start()
         processes.append(process)
     return Ranks(processes)
 

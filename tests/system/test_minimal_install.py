@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -25,9 +26,17 @@ assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()
 
 
 def test_the_client_installs_alone(tmp_path: Path) -> None:
+    # what is found must be what was installed
+    bare = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
     def run(*command: str | Path) -> str:
         done = subprocess.run(
-            list(map(str, command)), cwd=tmp_path, capture_output=True, text=True, check=False
+            list(map(str, command)),
+            cwd=tmp_path,
+            env=bare,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
