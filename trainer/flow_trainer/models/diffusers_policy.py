@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from flow_trainer.errors import ConfigError
-from flow_trainer.models.conditioning import Conditioning
+from flow_trainer.models.conditioning import Conditioning, join
 from flow_trainer.models.decoding import Decoded, Decoder, channels_last
 from flow_trainer.models.families.family import Family
 from flow_trainer.models.families.scheduler import check_scheduler
@@ -154,8 +154,16 @@ class DiffusersPolicy:
 
     def velocity(self, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
         null = self._null(len(x))
-        rows = len(x) if null is None else 2 * len(x)
-        self._rows[conditioning.tokens.shape[1], torch.is_grad_enabled()] += rows
+        text_tokens = conditioning.tokens.shape[1]
+        x, sigma, conditioning = (
+            x.to(self.dtype),
+            sigma.to(self.device),
+            conditioning.to(self.dtype),
+        )
+        if null is not None:
+            x, sigma = torch.cat([x, x]), torch.cat([sigma, sigma])
+            conditioning = join([null, conditioning])
+        self._rows[text_tokens, torch.is_grad_enabled()] += len(x)
         with torch.autocast(
             self.device.type,
             self.dtype,
@@ -163,14 +171,13 @@ class DiffusersPolicy:
             # it would keep a second copy of all weights for as long as the forward lasts
             cache_enabled=self._config.tuning == "lora",
         ):
-            return self._family.velocity(
-                self._tuning.transformer,
-                self._config,
-                x.to(self.dtype),
-                sigma.to(self.device),
-                conditioning.to(self.dtype),
-                null,
+            v = self._family.velocity(
+                self._tuning.transformer, self._config, x, sigma, conditioning
             )
+        if null is None:
+            return v
+        v_null, v_prompt = v.chunk(2)
+        return self._family.guide(v_null, v_prompt, self._config.guidance)
 
     def take_work(self) -> Work:
         _, height, width = self.latent_shape

@@ -33,7 +33,7 @@ def forward_flops(
         )
         x, sigma = torch.empty(1, *latent_shape), torch.empty(1)
         with FlopCounterMode(display=False) as counter:
-            family.velocity(transformer, config, x, sigma, text, None)
+            family.velocity(transformer, config, x, sigma, text)
     return float(counter.get_total_flops())
 
 

@@ -13,6 +13,11 @@ from flow_trainer.models.conditioning import Conditioning
 from flow_trainer.recipe import Model
 
 
+def guide(v_null: Tensor, v_prompt: Tensor, scale: float) -> Tensor:
+    """Classifier-free guidance, from the velocities of the empty prompt and of the prompt (B, C, h, w)."""
+    return v_null + scale * (v_prompt - v_null)
+
+
 @dataclass(frozen=True, slots=True)
 class Family:
     """What differs between families. `pipeline` below is an instance of `pipeline_class`."""
@@ -30,10 +35,11 @@ class Family:
     """(scheduler config, num_steps, image tokens) to the schedule."""
     encode: Callable[[Any, Model, list[str], torch.device], Conditioning]
     """(pipeline, config, prompts, device) to their conditioning."""
-    velocity: Callable[[Any, Model, Tensor, Tensor, Conditioning, Conditioning | None], Tensor]
-    """(transformer, config, x, sigma, conditioning, that of the empty prompt) to v, float32."""
+    velocity: Callable[[Any, Model, Tensor, Tensor, Conditioning], Tensor]
+    """(transformer, config, x, sigma, conditioning) to v, float32, without classifier-free guidance."""
     unscale: Callable[[Any, Tensor], Tensor]
     """(VAE, x_0 float32) to what the VAE decodes."""
+    guide: Callable[[Tensor, Tensor, float], Tensor] = guide
     text_width: Callable[[Any], int] = lambda transformer: transformer.joint_attention_dim
     """Channels of a text token before the transformer, by its config."""
     text_multiple: int = 1

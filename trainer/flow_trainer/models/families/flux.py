@@ -54,7 +54,6 @@ def velocity(
     x: Tensor,
     sigma: Tensor,
     conditioning: Conditioning,
-    null: Conditioning | None,
 ) -> Tensor:
     _, _, height, width = x.shape
     guidance = None

@@ -11,7 +11,7 @@ from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 from torch import Tensor
 
 from flow_trainer.errors import ConfigError
-from flow_trainer.models.conditioning import Conditioning, join
+from flow_trainer.models.conditioning import Conditioning
 from flow_trainer.models.families.chat import check_room
 from flow_trainer.models.families.family import Family
 from flow_trainer.models.families.packing import pack, unpack
@@ -70,12 +70,8 @@ def velocity(
     x: Tensor,
     sigma: Tensor,
     conditioning: Conditioning,
-    null: Conditioning | None,
 ) -> Tensor:
     _, _, height, width = x.shape
-    if null is not None:
-        x, sigma = torch.cat([x, x]), torch.cat([sigma, sigma])
-        conditioning = join([null, conditioning])
     length = conditioning.tokens.shape[1]
     v = transformer(
         hidden_states=pack(x),
@@ -86,9 +82,6 @@ def velocity(
         img_ids=_positions(height // 2, width // 2, 1, x.device),
         return_dict=False,
     )[0].float()
-    if null is not None:
-        v_null, v_prompt = v.chunk(2)
-        v = v_null + config.guidance * (v_prompt - v_null)
     return unpack(v, height, width)
 
 

@@ -8,8 +8,8 @@ import torch
 from diffusers import QwenImagePipeline
 from torch import Tensor
 
-from flow_trainer.models.conditioning import Conditioning, join
-from flow_trainer.models.families.family import Family
+from flow_trainer.models.conditioning import Conditioning
+from flow_trainer.models.families.family import Family, guide
 from flow_trainer.models.families.packing import pack, unpack
 from flow_trainer.models.families.scheduler import scheduler_sigmas
 from flow_trainer.recipe import Model
@@ -47,12 +47,8 @@ def velocity(
     x: Tensor,
     sigma: Tensor,
     conditioning: Conditioning,
-    null: Conditioning | None,
 ) -> Tensor:
     _, _, height, width = x.shape
-    if null is not None:
-        x, sigma = torch.cat([x, x]), torch.cat([sigma, sigma])
-        conditioning = join([null, conditioning])
     v = transformer(
         hidden_states=pack(x),
         timestep=sigma,
@@ -61,11 +57,14 @@ def velocity(
         img_shapes=[[(1, height // 2, width // 2)]] * len(x),
         return_dict=False,
     )[0].float()
-    if null is not None:
-        v_null, v_prompt = v.chunk(2)
-        v = v_null + config.guidance * (v_prompt - v_null)
-        # per token, guidance then changes the direction alone
-        v = v * (v_prompt.norm(dim=-1, keepdim=True) / v.norm(dim=-1, keepdim=True))
+    return unpack(v, height, width)
+
+
+def guide_direction(v_null: Tensor, v_prompt: Tensor, scale: float) -> Tensor:
+    """Guidance that changes the direction of each token alone, not its norm."""
+    _, _, height, width = v_null.shape
+    v = pack(guide(v_null, v_prompt, scale))
+    v = v * (pack(v_prompt).norm(dim=-1, keepdim=True) / v.norm(dim=-1, keepdim=True))
     return unpack(v, height, width)
 
 
@@ -89,4 +88,5 @@ FAMILY = Family(
     encode=encode,
     velocity=velocity,
     unscale=unscale,
+    guide=guide_direction,
 )

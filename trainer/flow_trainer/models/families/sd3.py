@@ -8,7 +8,7 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 from torch import Tensor
 
-from flow_trainer.models.conditioning import Conditioning, join
+from flow_trainer.models.conditioning import Conditioning
 from flow_trainer.models.families.family import Family
 from flow_trainer.models.families.scheduler import scheduler_sigmas
 from flow_trainer.recipe import Model
@@ -54,11 +54,7 @@ def velocity(
     x: Tensor,
     sigma: Tensor,
     conditioning: Conditioning,
-    null: Conditioning | None,
 ) -> Tensor:
-    if null is not None:
-        x, sigma = torch.cat([x, x]), torch.cat([sigma, sigma])
-        conditioning = join([null, conditioning])
     v = transformer(
         hidden_states=x,
         timestep=sigma * 1000,
@@ -66,9 +62,6 @@ def velocity(
         pooled_projections=conditioning.pooled,
         return_dict=False,
     )[0].float()
-    if null is not None:
-        v_null, v_prompt = v.chunk(2)
-        v = v_null + config.guidance * (v_prompt - v_null)
     return v
 
 

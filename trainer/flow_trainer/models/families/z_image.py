@@ -71,11 +71,7 @@ def velocity(
     x: Tensor,
     sigma: Tensor,
     conditioning: Conditioning,
-    null: Conditioning | None,
 ) -> Tensor:
-    if null is not None:
-        x, sigma = torch.cat([x, x]), torch.cat([sigma, sigma])
-        conditioning = join([null, conditioning])
     v = transformer(
         list(x.unsqueeze(2).unbind()),
         1 - sigma,
@@ -83,9 +79,6 @@ def velocity(
         return_dict=False,
     )[0]
     v = -torch.stack(v).squeeze(2).float()
-    if null is not None:
-        v_null, v_prompt = v.chunk(2)
-        v = v_null + config.guidance * (v_prompt - v_null)
     return v
 
 
