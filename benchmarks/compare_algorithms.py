@@ -80,16 +80,19 @@ class Job:
 
 
 def overrides(variant: str, seed: int, budget: int) -> list[str]:
-    """A variant's settings, with the epochs that the budget allows and what follows from them."""
-    fixed = [*COMMON, *VARIANTS[variant], f"seed={seed}"]
-    recipe = load_recipe(RECIPE, fixed)
+    return within(budget, RECIPE, [*COMMON, *VARIANTS[variant], f"seed={seed}"], VALIDATIONS)
+
+
+def within(budget: int, recipe_file: Path, fixed: Sequence[str], validations: int) -> list[str]:
+    """The settings `fixed`, with the epochs that the budget allows and what follows from them."""
+    recipe = load_recipe(recipe_file, fixed)
     epochs = max(1, round(budget / (forwards(recipe).total * recipe.images_per_epoch)))
     updates = epochs * recipe.update.updates_per_epoch
     return [
         *fixed,
         f"epochs={epochs}",
         f"update.warmup_updates={round(WARMUP * updates)}",
-        f"evaluation.every={max(1, round(epochs / VALIDATIONS))}",
+        f"evaluation.every={max(1, round(epochs / validations))}",
     ]
 
 

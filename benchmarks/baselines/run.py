@@ -19,19 +19,16 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from compare_algorithms import Job, run_jobs  # noqa: E402
+from compare_algorithms import Job, run_jobs, within  # noqa: E402
 from results import Outcome, draw, read_outcome, score_images, table  # noqa: E402
 
 from flow_trainer.demo import ocr_service, reward_service  # noqa: E402
-from flow_trainer.doctor.estimate import forwards  # noqa: E402
-from flow_trainer.recipe import load_recipe  # noqa: E402
 
 RECIPE = HERE / "tiny_sd3_legible.toml"
 BUDGET = 27_000
 """Transformer forwards of a run's training, the backward counted as two; evaluations come on top."""
 SEEDS = (42, 43, 44)
 VALIDATIONS = 4
-WARMUP = 0.1
 
 FLOW = ("sampling.window.kind=first", "sampling.window.size=4", "sampling.same_latent=true")
 """The demo's: the steps in which the letters are decided, from one noise in a group."""
@@ -58,16 +55,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 
 
 def overrides(variant: str, seed: int, budget: int) -> list[str]:
-    fixed = [*VARIANTS[variant], f"seed={seed}"]
-    recipe = load_recipe(RECIPE, fixed)
-    epochs = max(1, round(budget / (forwards(recipe).total * recipe.images_per_epoch)))
-    updates = epochs * recipe.update.updates_per_epoch
-    return [
-        *fixed,
-        f"epochs={epochs}",
-        f"update.warmup_updates={round(WARMUP * updates)}",
-        f"evaluation.every={max(1, round(epochs / VALIDATIONS))}",
-    ]
+    return within(budget, RECIPE, [*VARIANTS[variant], f"seed={seed}"], VALIDATIONS)
 
 
 def train_job(runs: Path, variant: str, seed: int, budget: int) -> Job:
