@@ -21,6 +21,8 @@ DOCKER = ROOT / "docker"
 REWARDS = {path.parent.name for path in (ROOT / "services/reward_services").glob("*/scorer.py")} - {
     "chassis"
 }
+# A place for a file of one's own.
+OWN = "own"
 SETTING_OF_COMPOSE = re.compile(r"!(override|reset)\b")
 
 
@@ -51,10 +53,20 @@ def test_every_reward_has_a_stanza_an_image_and_its_gpu(services: dict[str, Any]
             assert gpu["device_ids"][0].startswith("${" + reward.upper() + "_GPU:-")
 
 
+def test_a_reward_of_ones_own_has_all_that_the_others_have(services: dict[str, Any]) -> None:
+    own = services[OWN]
+    file = own["environment"]["REWARD"]
+    assert f"${{OWN_REWARD:-./own.py}}:{file}:ro" in own["volumes"]
+    assert own["profiles"] == [OWN]
+    assert compose("docker/compose.token.yml")["services"][OWN]["secrets"] == ["reward_token"]
+    (gpu,) = compose("docker/compose.gpu.yml")["services"][OWN]["gpus"]
+    assert gpu["device_ids"] == ["${OWN_GPU:-0}"]
+
+
 def test_our_images_are_built_and_never_pulled(services: dict[str, Any]) -> None:
     # Without a policy, compose asks the public registry for the name before it builds.
     ours = {name for name, stanza in services.items() if "build" in stanza}
-    assert ours == REWARDS | {"gateway", "reward-gateway", "trainer"}
+    assert ours == REWARDS | {OWN, "gateway", "reward-gateway", "trainer"}
     assert all(services[name]["pull_policy"] == "never" for name in ours)
 
 
@@ -89,7 +101,7 @@ def test_ports_are_open_to_this_machine_only_unless_there_is_a_token(
 
 def test_the_gateway_has_two_ports_for_every_reward() -> None:
     text = (DOCKER / "haproxy.cfg").read_text(encoding="utf-8")
-    for reward in REWARDS:
+    for reward in REWARDS | {OWN}:
         http = re.search(rf"listen {reward}\n    bind :81(\d\d)\n", text)
         grpc = re.search(rf"listen {reward}-grpc\n    bind :91(\d\d) proto h2\n", text)
         assert http is not None, reward
@@ -99,7 +111,7 @@ def test_the_gateway_has_two_ports_for_every_reward() -> None:
         assert f"server-template {reward} 16 {reward}:9000 proto h2" in text
         assert f"| `{reward}` | 81{http[1]} | 91{http[1]} |" in (DOCKER / "README.md").read_text()
     for names in re.findall(r"-m str ([a-z0-9 ]+)", text):
-        assert set(names.split()) >= REWARDS
+        assert set(names.split()) >= REWARDS | {OWN}
 
 
 def test_images_get_what_their_extra_needs() -> None:
@@ -193,7 +205,7 @@ def test_alerts_are_explained() -> None:
 def test_prometheus_looks_at_every_reward() -> None:
     config = yaml.safe_load((DOCKER / "observe/prometheus/prometheus.yml").read_text())
     (discovery,) = config["scrape_configs"][0]["dns_sd_configs"]
-    assert set(discovery["names"]) >= REWARDS
+    assert set(discovery["names"]) >= REWARDS | {OWN}
 
 
 def test_dashboard_panels_do_not_overlap() -> None:

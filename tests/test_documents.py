@@ -22,6 +22,8 @@ DOCUMENTS = sorted(
 )
 # Blocks marked `sh` are run; `console` marks what is only shown (long, or needs Docker or a GPU).
 BLOCK = re.compile(r"^```sh\n(.*?)^```", re.MULTILINE | re.DOTALL)
+# A `python` block that begins with a comment `# NAME.py` is that file, for the commands.
+FILE = re.compile(r"^```python\n# (\w+\.py)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 NAMED_TEST = re.compile(r"`(?:tests/)?([\w/]+\.py)?(?:::(test_\w+))?`")
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
 
@@ -72,7 +74,10 @@ def test_commands_run(path: Path, tmp_path: Path) -> None:
     for entry in ROOT.iterdir():
         if entry.name not in ("runs", ".git"):
             (tmp_path / entry.name).symlink_to(entry)
-    blocks = "\n".join(BLOCK.findall(path.read_text(encoding="utf-8")))
+    text = path.read_text(encoding="utf-8")
+    for file, content in FILE.findall(text):
+        (tmp_path / file).write_text(content, encoding="utf-8")
+    blocks = "\n".join(BLOCK.findall(text))
     commands = "\n".join(runnable(line) for line in blocks.splitlines())
     # the services end before the script does, so that the next document finds the ports free
     script = f"set -euo pipefail\ntrap 'kill $(jobs -p) 2>/dev/null || true; wait' EXIT\n{commands}"

@@ -6,9 +6,7 @@ that dark letters on light and light ones on dark count alike. No weights; gradi
 
 from __future__ import annotations
 
-import os
 import re
-import sys
 from collections.abc import Sequence
 from functools import cache
 
@@ -20,7 +18,6 @@ from reward_api.errors import ItemFailure, Reason
 from reward_api.wire.gradients import pack_gradient
 from reward_api.wire.messages import ItemScore, ScoreRange
 from reward_services.chassis.scorer import Sample, Scorer, ScorerInfo
-from reward_services.run import run
 
 LUMA = np.array([0.299, 0.587, 0.114])
 LEAST = 1e-6
@@ -81,5 +78,4 @@ class Legible(Scorer):
         return score.model_copy(update={"gradient": pack_gradient(slope)}) if gradient else score
 
 
-if __name__ == "__main__":
-    sys.exit(run("legible", Legible, sys.argv[1:], os.environ))
+SCORER = Legible

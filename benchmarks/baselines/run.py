@@ -107,7 +107,7 @@ def main() -> int:
             signal.signal(number, signal.default_int_handler)
         if not all(job.done for job in jobs):
             script, log = HERE / "legible.py", options.runs / "service.log"
-            with reward_service("legible", log, script=script) as url:
+            with reward_service(str(script), log) as url:
                 failed = run_jobs(jobs, url, options.jobs, reward="legible")
         monitored(options.runs, jobs)
     found = dict(outcomes(options.runs, options.only, options.seeds, options.budget))

@@ -50,7 +50,9 @@ def test_a_sign_of_the_word_scores_highest_and_the_gradient_is_its_own(
 def test_the_service_sends_that_gradient(
     modules: dict[str, ModuleType], services: Services
 ) -> None:
-    service = services.start(str(ROOT / "benchmarks" / "baselines" / "legible.py"))
+    service = services.start(
+        "-m", "reward_services", str(ROOT / "benchmarks" / "baselines" / "legible.py")
+    )
     image = render("FAST", random.Random(0))
     with RewardClient(service.http, on_error="nan") as client:
         prompts = ['a sign that says "FASK"', "no word"]

@@ -60,6 +60,40 @@ def test_a_wrong_setting(arguments, message, capsys):
     assert "Traceback" not in said.err
 
 
+OWN_FILES = [
+    ("none.py", None, "there is no file none.py"),
+    ("folder.py/x", "", "there is no file folder.py"),
+    ("My-Reward.py", "", "My-Reward.py: the file's name is the reward's"),
+    ("mine.py", "def f(:", "mine.py:1: invalid syntax"),
+    (
+        "mine.py",
+        "import no_such_package",
+        "No module named 'no_such_package', which mine.py imports",
+    ),
+    ("mine.py", "x = 1", "mine.py has no SCORER"),
+    ("mine.py", "SCORER = 1", "mine.py has no SCORER"),
+    (
+        "mine.py",
+        "from reward_services.chassis.scorer import Scorer as SCORER",
+        "mine.py: Scorer lacks info, load, score",
+    ),
+]
+
+
+@pytest.mark.parametrize(("file", "text", "message"), OWN_FILES)
+def test_a_file_that_is_no_reward(file, text, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    if text is not None:
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text(text)
+    assert main([file.partition("/")[0], "--http-port", "0"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("reward-serve: ")
+    assert message in said
+    assert len(said.splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     "module", ["reward_api.cli", "reward_services", "reward_services.gateway", "flow_trainer"]
 )

@@ -78,13 +78,12 @@ def ocr_service(log: Path) -> Iterator[str]:
 
 
 @contextmanager
-def reward_service(name: str, log: Path, *flags: str, script: Path | None = None) -> Iterator[str]:
-    """A reward as a child process on free ports; yields its URL and stops it by its pid. `script` serves
-    it where it is none of this project's services."""
+def reward_service(reward: str, log: Path, *flags: str) -> Iterator[str]:
+    """A reward, by its name or as a file, as a child process on free ports; yields its URL and stops it by
+    its pid."""
     with tempfile.TemporaryDirectory() as folder, log.open("wb") as output:
         ports = Path(folder) / "ports.json"
-        served = ["-m", "reward_services", name] if script is None else [str(script)]
-        command = [sys.executable, *served, "--http-port", "0", *flags]
+        command = [sys.executable, "-m", "reward_services", reward, "--http-port", "0", *flags]
         command += ["--grpc-port", "0", "--port-file", str(ports)]
         process = subprocess.Popen(
             command,
@@ -95,7 +94,7 @@ def reward_service(name: str, log: Path, *flags: str, script: Path | None = None
             start_new_session=True,
         )
         try:
-            yield _wait_ready(name, process, ports, log)
+            yield _wait_ready(Path(reward).stem, process, ports, log)
         finally:
             _stop(process)
 
