@@ -5,13 +5,16 @@ load, and `import torchvision` (so transformers, diffusers, open_clip) dies whil
 them. Nothing here calls an operator of torchvision, so describing the two is enough. This is a matter
 of such an environment and not of the product: on a CPU index, on macOS and on a GPU the wheels match.
 
-    python tests/support/torchvision_cpu.py    installs itself into the running environment
+    python tests/support/torchvision_cpu.py    installs itself into the running environment, if it has
+                                               such a pair, and says so
 """
 
 from __future__ import annotations
 
 import importlib.machinery
+import importlib.util
 import shutil
+import subprocess
 import sys
 import sysconfig
 from importlib.abc import MetaPathFinder
@@ -47,13 +50,20 @@ def _describe_missing_operators(package: Path) -> None:
     _kept_alive.append(described)
 
 
-def install() -> Path:
-    """Copies this module into the environment, with a .pth file that loads it at start-up."""
+def install() -> None:
+    """Where `import torchvision` fails, copies this module into the environment, with a .pth file that
+    loads it at start-up."""
+    if importlib.util.find_spec("torchvision") is None:
+        return
+    if not subprocess.run(
+        [sys.executable, "-c", "import torchvision"], capture_output=True
+    ).returncode:
+        return
     site = Path(sysconfig.get_paths()["purelib"])
     shutil.copy(__file__, site / "torchvision_cpu.py")
     pth = site / "torchvision_cpu.pth"
     pth.write_text("import torchvision_cpu\n", encoding="utf-8")
-    return pth
+    print(f"torchvision is a CUDA build and torch is not: {pth} lets tests import it")
 
 
 if __name__ == "__main__":

@@ -314,10 +314,10 @@ class RewardService:
             for item, outcome in zip(request.items, outcomes, strict=True)
         ]
         timing = Timing(
-            queue_ms=ticket.queue_s * 1000,
-            decode_ms=decode_s * 1000,
-            inference_ms=max((run.seconds for run in ticket.batches), default=0.0) * 1000,
-            total_ms=call.elapsed_s * 1000,
+            queue_ms=_ms(ticket.queue_s),
+            decode_ms=_ms(decode_s),
+            inference_ms=_ms(max((run.seconds for run in ticket.batches), default=0.0)),
+            total_ms=_ms(call.elapsed_s),
         )
         return results, timing, [run.size for run in ticket.batches]
 
@@ -341,3 +341,8 @@ def _result(item_id: str, outcome: Outcome, include_details: bool) -> ItemResult
     if outcome.details is not None and not include_details:
         outcome = outcome.model_copy(update={"details": None})
     return ItemResult(id=item_id, score=outcome)
+
+
+def _ms(seconds: float) -> float:
+    """To the microsecond: people read these."""
+    return round(seconds * 1000, 3)

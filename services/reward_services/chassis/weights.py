@@ -83,6 +83,8 @@ def _from_hub(name: str, revision: str | None, patterns: Sequence[str]) -> Weigh
         RevisionNotFoundError,
     )
 
+    # The library brings a handler of its own, beside that of all our lines.
+    logging.getLogger("huggingface_hub").handlers.clear()
     logger.info("weights: %s, revision %s", name, revision or "main")
     try:
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns)))

@@ -116,3 +116,23 @@ def test_refusals_of_the_hub(tmp_path):
         assert "not in the hub's cache" in error
         assert "local folder" in error
         assert "\n" not in error
+
+
+def test_the_hubs_lines_are_logged_once():
+    """Its library has a handler of its own, beside that of the service."""
+    script = """
+import logging
+from reward_services.chassis import logs
+from reward_services.chassis.weights import WeightsError, fetch_weights
+logs.configure("info", "json", "any")
+try:
+    fetch_weights("nobody/nothing", files=["config.json"])
+except WeightsError:
+    logging.getLogger("huggingface_hub.utils._http").warning("said once")
+"""
+    environ = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    run = subprocess.run(
+        [sys.executable, "-c", script], env=environ, capture_output=True, text=True, check=True
+    )
+    (line,) = [line for line in run.stderr.splitlines() if "said once" in line]
+    assert json.loads(line)["level"] == "warning"
