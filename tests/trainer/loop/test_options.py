@@ -12,13 +12,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from flow_trainer.errors import ConfigError
+from flow_trainer.errors import ConfigError, RatioError
+from flow_trainer.loop.ratio import check_ratio
 from flow_trainer.loop.updates.optimizers import make_optimizer
-from flow_trainer.models import kernels
+from flow_trainer.models import diffusers_policy, kernels
 from flow_trainer.models.kernels import compile_blocks, compiles, use_attention
 from flow_trainer.models.load import load_policy
 from flow_trainer.models.policy import Policy
-from flow_trainer.recipe import Model, Update
+from flow_trainer.recipe import Model, Update, parse_recipe
+from flow_trainer.recipe.prompts import Prompt
 from flow_trainer.record.optimizer_state import load_state_tensors, state_tensors
 from tiny_pipelines import MODELS, build
 
@@ -144,6 +146,44 @@ def test_auto_compiles_on_a_gpu_with_a_compiler(monkeypatch: pytest.MonkeyPatch)
     assert not compiles(Model(path="m", family="z_image"), cuda)
     monkeypatch.setattr(kernels, "has_compiler", lambda: False)
     assert not compiles(sd3, cuda)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor:UserWarning"
+)  # Dynamo looks at it
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("right", [True, False])
+def test_auto_gives_up_compiled_blocks_that_move_the_ratio(
+    recipe_data: dict[str, Any], monkeypatch: pytest.MonkeyPatch, right: bool
+) -> None:
+    data = {**recipe_data, "model": {**recipe_data["model"], "compile": "auto"}}
+    recipe = parse_recipe(data)
+    monkeypatch.setattr(diffusers_policy, "compiles", lambda config, device: True)
+    monkeypatch.setattr(
+        kernels, "COMPILE", {"dynamic": False, "backend": "eager" if right else _off}
+    )
+    policy = load_policy(recipe.model, CPU, with_reference=False)
+    assert policy.compiled_by_choice
+    found = check_ratio(policy, recipe, [Prompt("red"), Prompt("blue")])
+    assert policy.compiled_by_choice == right
+    assert found.ok
+    assert (found.compiled_error is None) == right
+    if not right:
+        assert "goes on without compiled blocks" in found.explain()
+        policy = load_policy(recipe.model, CPU, with_reference=False)
+        policy.compiled_by_choice = False  # as with model.compile = true
+        with pytest.raises(RatioError, match=r"set model\.compile = false"):
+            check_ratio(policy, recipe, [Prompt("red"), Prompt("blue")])
+
+
+def _off(graph: Any, inputs: Any) -> Any:
+    """A compiler whose code does not give the same twice."""
+
+    def run(*args: Any) -> Any:
+        return tuple(out + 0.1 * torch.rand_like(out) for out in graph(*args))
+
+    return run
 
 
 def test_offloaded_modules_visit_the_device_and_their_memory_stays(load_tiny: LoadTiny) -> None:

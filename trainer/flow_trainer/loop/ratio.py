@@ -7,7 +7,7 @@ than a fraction of the clip range, the clip acts on rounding noise instead of on
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flow_trainer.algorithm.trajectory import Trajectories
 from flow_trainer.errors import RatioError
@@ -15,6 +15,7 @@ from flow_trainer.loop.rollout import rollout, transition
 from flow_trainer.loop.updates.replay import make_replay, step_chunks, trained_steps
 from flow_trainer.models.policy import Policy
 from flow_trainer.models.prompt_rows import PromptRows
+from flow_trainer.parallel.world import ALONE, World
 from flow_trainer.recipe import Recipe
 from flow_trainer.recipe.prompts import Prompt
 
@@ -26,15 +27,23 @@ class RatioReport:
     same_geometry_error: float
     """The same with one step per forward, exactly as in the rollout."""
     tolerance: float
+    compiled_error: float | None = None
+    """What `error` was with compiled blocks, where they were given up for it."""
 
     @property
     def ok(self) -> bool:
         return self.error <= self.tolerance
 
     def explain(self) -> str:
+        given_up = ""
+        if self.compiled_error is not None:
+            given_up = (
+                f"model.compile = auto goes on without compiled blocks, whose |ratio - 1| = "
+                f"{self.compiled_error:.1e}; now "
+            )
         if self.ok:
-            return f"|ratio - 1| = {self.error:.1e}, within {self.tolerance:.1e}"
-        found = f"|ratio - 1| = {self.error:.1e} exceeds {self.tolerance:.1e} (clip_range / 10): "
+            return f"{given_up}|ratio - 1| = {self.error:.1e}, within {self.tolerance:.1e}"
+        found = f"{given_up}|ratio - 1| = {self.error:.1e} exceeds {self.tolerance:.1e} (clip_range / 10): "
         if self.same_geometry_error <= self.tolerance:
             return found + (
                 "the model's output depends on the batch it runs in; set "
@@ -64,11 +73,22 @@ def measure_ratio(policy: Policy, recipe: Recipe, prompts: Sequence[Prompt]) -> 
     return RatioReport(trained, same, ratio_tolerance(recipe))
 
 
-def check_ratio(policy: Policy, recipe: Recipe, prompts: Sequence[Prompt]) -> None:
-    """Raises RatioError unless the ratio of the unchanged policy is 1 within tolerance."""
+def check_ratio(
+    policy: Policy, recipe: Recipe, prompts: Sequence[Prompt], world: World = ALONE
+) -> RatioReport:
+    """Raises RatioError unless the ratio of the unchanged policy is 1 within tolerance.
+
+    Blocks that model.compile = auto compiled are given up where it is not: auto means compiled where
+    that is right. All ranks call together, and give up together.
+    """
     report = measure_ratio(policy, recipe, prompts)
+    if policy.compiled_by_choice and world.any(not report.ok):
+        worst = max(world.exchange(report.error))
+        policy.run_eagerly()
+        report = replace(measure_ratio(policy, recipe, prompts), compiled_error=worst)
     if not report.ok:
         raise RatioError(report.explain())
+    return report
 
 
 def _replay_error(

@@ -63,9 +63,13 @@ def train(recipe: Recipe, folder: Path, *, resume: bool = False) -> dict[str, An
 
 def _epochs(run: Run, watching: Watching) -> None:
     recipe = run.recipe
+    # a run that goes on may do so on another device: compiled blocks are judged where they run
+    unseen = not run.resumed or run.policy.compiled_by_choice
+    if unseen and recipe.update.trains_on == "trajectories":
+        found = check_ratio(run.policy, recipe, run.prompts["train"], run.world)
+        if found.compiled_error is not None:
+            run.log.say(f"[yellow]{found.explain()}[/yellow]")
     if not run.resumed:
-        if recipe.update.trains_on == "trajectories":
-            check_ratio(run.policy, recipe, run.prompts["train"])
         log_fixed(run, 0)
         run.save()
     run.log.start(run.progress.epoch)

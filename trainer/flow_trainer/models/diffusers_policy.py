@@ -49,7 +49,9 @@ class DiffusersPolicy:
         adapters by name."""
         self.device = device
         self._family = family
-        config = config.model_copy(update={"compile": compiles(config, device)})
+        compiled = compiles(config, device)
+        self.compiled_by_choice = config.compile == "auto" and compiled
+        config = config.model_copy(update={"compile": compiled})
         self._config = config
         self.dtype = _dtype(config, device)
         pieces = None
@@ -244,6 +246,10 @@ class DiffusersPolicy:
             yield
         finally:
             self._config = config
+
+    def run_eagerly(self) -> None:
+        self._tuning.run_eagerly()
+        self.compiled_by_choice = False
 
     @contextmanager
     def in_float32(self) -> Iterator[None]:

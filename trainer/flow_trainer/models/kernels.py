@@ -95,3 +95,10 @@ def compile_blocks(transformer: nn.Module) -> None:
         if isinstance(child, nn.ModuleList):
             for block in child:
                 block.compile(**COMPILE)
+
+
+def run_eagerly(transformer: nn.Module) -> None:
+    """Takes `compile_blocks` back: blocks compute as they did before it."""
+    for module in transformer.modules():
+        if module._compiled_call_impl is not None:
+            module._compiled_call_impl = None  # what Module.compile sets; torch has no way back

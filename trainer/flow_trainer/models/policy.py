@@ -96,6 +96,15 @@ class Policy(Protocol):
         instead of the recipe's."""
         ...
 
+    @property
+    def compiled_by_choice(self) -> bool:
+        """Whether blocks are compiled because model.compile = auto found that they can be."""
+        ...
+
+    def run_eagerly(self) -> None:
+        """From now on, blocks are not compiled."""
+        ...
+
     def in_float32(self) -> AbstractContextManager[None]:
         """Inside, the transformer computes in float32, from the same weights. The frozen ones take
         twice the memory there."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from flow_trainer.models.adapter import as_trained, load_adapter
-from flow_trainer.models.kernels import compile_blocks, use_attention
+from flow_trainer.models.kernels import compile_blocks, run_eagerly, use_attention
 from flow_trainer.models.pieces import Pieces, standing_in
 from flow_trainer.parallel.sharding import expect_backward, forget_forwards, shard, whole_state
 from flow_trainer.recipe import Model
@@ -75,6 +75,11 @@ class Tuning:
             # an adapter's gradient is small; that of all weights is the model again
             expect_backward(self.transformer, last=last, divided=not self._lora)
             self._last = last
+
+    def run_eagerly(self) -> None:
+        """From now on, blocks are not compiled."""
+        for module in filter(None, (self.transformer, self._reference)):
+            run_eagerly(module)
 
     @contextmanager
     def reference(self) -> Iterator[None]:
