@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from flow_trainer.errors import ConfigError
 from flow_trainer.loop.rollout import generate
@@ -45,6 +46,15 @@ def test_results_do_not_depend_on_the_batch_split(
     torch.testing.assert_close(split.latents, whole.latents, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(split.log_probs, whole.log_probs, atol=1e-5, rtol=1e-5)
     assert int((split_images.int() - whole_images.int()).abs().max()) <= 1
+
+
+def test_the_vae_keeps_all_its_bits(recipe_data: dict[str, Any], pipeline_folder: Path) -> None:
+    sixteen = changed(recipe_data, "model", dtype="float16", autocast_on_cpu=True)
+    policy: Any = load_policy(sixteen.model, CPU, with_reference=False)
+    stored = load_file(pipeline_folder / "vae" / "diffusion_pytorch_model.safetensors")
+    assert any(not torch.equal(tensor.half().float(), tensor) for tensor in stored.values())
+    for name, tensor in policy._vae.state_dict().items():
+        assert torch.equal(tensor, stored[name]), name
 
 
 def test_guidance_is_the_published_combination(recipe_data: dict[str, Any]) -> None:

@@ -284,8 +284,10 @@ def _load_pipeline(
         options, pieces = family.load_options(config), None
         if divided and (empty := empty_transformer(config, found, dtype)) is not None:
             options["transformer"], pieces = empty
+        # the VAE computes in float32, and its weights have not been through fewer bits before
+        dtypes = {"default": dtype, "vae": torch.float32}
         pipeline = family.pipeline_class.from_pretrained(
-            config.path, revision=config.revision, dtype=dtype, **options
+            config.path, revision=config.revision, dtype=dtypes, **options
         )
         return pipeline, pieces
     except ConfigError:
