@@ -1,10 +1,11 @@
-"""Host memory that each process takes while it loads a transformer that all of them share.
+"""Host memory that each process takes while it loads: a transformer that all of them share, a text encoder.
 
     python benchmarks/trainer/load.py [--processes 2] [--millions 250] [--folder FOLDER]
 
 Random weights in bfloat16, full fine-tuning, on CPUs: what a process keeps, its part in float32, is host
 memory too, and is printed beside the peak. Once as the trainer loads, once as diffusers does, whole in
-every process. Anonymous memory is counted; pages of the file belong to the page cache, which all share.
+every process. A T5 of 0.19 billion parameters, stored in bfloat16, is loaded in that type and in float16.
+Anonymous memory is counted; pages of the file belong to the page cache, which all share.
 """
 
 from __future__ import annotations
@@ -82,6 +83,32 @@ def load(rank: int, folder: str, size: int, port: int, whole: bool, found: Any) 
         world.barrier()
 
 
+def encoder(folder: str, dtype: torch.dtype, found: Any) -> None:
+    """Loads and reads the T5 in `folder`; puts the memory that is this process's own."""
+    from transformers import T5EncoderModel
+
+    before = anonymous()
+    model = T5EncoderModel.from_pretrained(folder, dtype=dtype)
+    for parameter in model.parameters():
+        parameter.sum()
+    found.put((anonymous() - before, sum(p.nbytes for p in model.parameters())))
+
+
+def encoders(folder: Path, context: Any) -> None:
+    from transformers import T5Config, T5EncoderModel
+
+    config = T5Config(d_model=1024, d_ff=4096, d_kv=64, num_heads=16, num_layers=12)
+    model: Any = T5EncoderModel(config)
+    model.to(torch.bfloat16).save_pretrained(folder)
+    for dtype in (torch.bfloat16, torch.float16):
+        found = context.Queue()
+        process = context.Process(target=encoder, args=(str(folder), dtype, found))
+        process.start()
+        own, size = found.get(timeout=600)
+        process.join()
+        print(f"text encoder in {dtype}: {size / 1e9:.2f} GB, of its own {own / 1e9:.2f} GB")
+
+
 def anonymous() -> int:
     """Bytes of this process that no file backs."""
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -114,6 +141,7 @@ def main() -> None:
             peak, kept, count = (max(values) / 1e9 for values in zip(*parts, strict=True))
             how = "whole in every process" if whole else "as the trainer loads"
             print(f"{count:.3f} billion parameters, {how}: peak {peak:.2f} GB, kept {kept:.2f} GB")
+        encoders(Path(folder) / "encoder", context)
 
 
 if __name__ == "__main__":

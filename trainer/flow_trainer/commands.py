@@ -81,7 +81,7 @@ def doctor(arguments: argparse.Namespace) -> int:
 
     healthy = True
     for check in examine(recipe, arguments.out or Path("runs"), arguments.gpus):
-        print(f"{'ok  ' if check.ok else 'FAIL'}  {check.name}: {check.message}", flush=True)
+        print(f"{check.word:<4}  {check.name}: {check.message}", flush=True)
         healthy = healthy and check.ok
     return 0 if healthy else 1
 

@@ -7,7 +7,9 @@ from typing import Any, get_args
 
 import pytest
 
+from flow_trainer.doctor.checks import Check
 from flow_trainer.doctor.precision import check_precision
+from flow_trainer.loop.precision import Precision
 from flow_trainer.models.load import load_policy
 from flow_trainer.recipe import parse_recipe
 from flow_trainer.recipe.prompts import Prompt
@@ -132,6 +134,31 @@ def test_doctor_measures_it(narrow: NarrowModels) -> None:
     assert "the clip acts on rounding: set model.dtype = float32, or update.clip_range to" in (
         check.message
     )
+
+
+@pytest.mark.parametrize(
+    ("error", "cosine", "word", "said"),
+    [
+        (0.5e-5, 0.995, "ok", "clip_range 1e-05"),
+        (
+            1.2e-5,
+            0.995,
+            "warn",
+            "drops samples at random; if it matters, set model.dtype = float32",
+        ),
+        (1.2e-5, 0.985, "warn", "update.clip_range to 2e-05 or more"),
+        (0.5e-5, 0.915, "warn", "rounding turns the gradient a little"),
+        (2.5e-5, 0.995, "FAIL", "the clip acts on rounding: set model.dtype = float32"),
+        (None, 0.5, "FAIL", "the gradient is lost to rounding"),
+    ],
+)
+def test_the_originals_own_rounding_is_a_warning(
+    error: float | None, cosine: float, word: str, said: str
+) -> None:
+    found = Precision("bfloat16", 1.0, 0.0, cosine, error, 1e-5)
+    check = Check("precision", found.problem is None, found.explain(), found.concern is not None)
+    assert check.word == word
+    assert said in check.message
 
 
 def test_doctor_has_nothing_to_measure_in_float32(recipe_data: dict[str, Any]) -> None:

@@ -14,6 +14,14 @@ class Check:
     ok: bool
     message: str
     """What was found; for a failure, with the fix."""
+    warns: bool = False
+    """It holds, at a cost that the message names."""
+
+    @property
+    def word(self) -> str:
+        if not self.ok:
+            return "FAIL"
+        return "warn" if self.warns else "ok"
 
 
 def attempt(name: str, check: Callable[[], Check]) -> Check:

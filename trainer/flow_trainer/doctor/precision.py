@@ -23,4 +23,6 @@ def check_precision(policy: Policy, recipe: Recipe, prompt: Prompt) -> Check:
     except torch.OutOfMemoryError:
         message = "not measured: the model in float32 does not fit beside the rest"
         return Check("precision", True, message)
-    return Check("precision", found.problem is None, found.explain())
+    return Check(
+        "precision", found.problem is None, found.explain(), warns=found.concern is not None
+    )

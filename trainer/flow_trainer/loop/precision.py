@@ -41,7 +41,11 @@ from flow_trainer.recipe import Recipe
 from flow_trainer.recipe.prompts import Prompt
 
 MOST_ZEROS = 0.01
-LEAST_COSINE = 0.99
+LEAST_COSINE, GOOD_COSINE = 0.9, 0.99
+MOST_OF_CLIP = 2.0
+"""Error of a log-ratio in units of the clip. At 1, rounding alone drops a sixth of the samples from an
+update whose policy has moved, at 2 a third, at most a half: at random, which costs samples and not
+direction, but what the clip was to hold back is no longer what it sees."""
 CLIPPED = ("clip", "guard")
 """Objectives on trajectories that clip a log-ratio."""
 MEMBERS = 2
@@ -71,12 +75,32 @@ class Precision:
         """What is wrong, with the fix."""
         if self.zeros > MOST_ZEROS or self.cosine < LEAST_COSINE:
             return "the gradient is lost to rounding: set model.dtype = float32"
-        if self.log_ratio_error is not None and self.log_ratio_error > self.clip_range:
-            return (
-                "the clip acts on rounding: set model.dtype = float32, or update.clip_range to "
-                f"{2 * self.log_ratio_error:.0e} or more"
-            )
+        if self._of_clip > MOST_OF_CLIP:
+            return f"the clip acts on rounding: {self._fix}"
         return None
+
+    @property
+    def concern(self) -> str | None:
+        """What costs something where nothing is wrong, as in the originals' own runs in bfloat16."""
+        if self.problem is not None:
+            return None
+        if self._of_clip > 1:
+            found = "rounding is as large as the clip and drops samples at random; if it matters, "
+            return found + self._fix
+        if self.cosine < GOOD_COSINE:
+            return "rounding turns the gradient a little; if it matters, set model.dtype = float32"
+        return None
+
+    @property
+    def _of_clip(self) -> float:
+        return (self.log_ratio_error or 0.0) / self.clip_range
+
+    @property
+    def _fix(self) -> str:
+        return (
+            "set model.dtype = float32, or update.clip_range to "
+            f"{2 * (self.log_ratio_error or 0.0):.0e} or more"
+        )
 
     def explain(self) -> str:
         found = (
@@ -89,7 +113,8 @@ class Precision:
             found += (
                 f"; log-ratios err by {self.log_ratio_error:.0e}, clip_range {self.clip_range:g}"
             )
-        return found if self.problem is None else f"{found}: {self.problem}"
+        said = self.problem or self.concern
+        return found if said is None else f"{found}: {said}"
 
 
 def measure_precision(

@@ -34,6 +34,8 @@ class Policy(Protocol):
     dtype: torch.dtype
     """In which the transformer computes; weights that train are float32 and `velocity` gives float32."""
     latent_shape: tuple[int, int, int]
+    compiled_by_choice: bool
+    """Blocks are compiled because model.compile = auto found that they can be."""
 
     def sigmas(self, num_steps: int) -> Tensor:
         """(num_steps + 1,) float32 on the CPU, from 1 down to 0."""
@@ -94,11 +96,6 @@ class Policy(Protocol):
     def teacher(self, name: str, guidance: float | None = None) -> AbstractContextManager[None]:
         """Inside, `velocity` is that of this teacher, without gradients, at this scale of guidance
         instead of the recipe's."""
-        ...
-
-    @property
-    def compiled_by_choice(self) -> bool:
-        """Whether blocks are compiled because model.compile = auto found that they can be."""
         ...
 
     def run_eagerly(self) -> None:

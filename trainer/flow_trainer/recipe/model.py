@@ -72,7 +72,7 @@ class Model(Section):
     compile: Literal["auto"] | bool = "auto"
     """torch.compile of the transformer's blocks, the same for sampling and replay. auto: on a GPU where
     Triton finds a C compiler, for families whose texts are all equally long (not for Qwen-Image and
-    Z-Image)."""
+    Z-Image), and as long as the ratio of an unchanged policy is 1 with it."""
     attention: Literal[
         "native",
         "native_flash",
