@@ -127,7 +127,8 @@ class Pool:
         return await self._ask(lambda e, t: e.transport.metadata(timeout_s=t), deadline)
 
     async def ready(self, *, deadline: float) -> None:
-        """Returns when a replica takes work now; raises the last replica's RewardError."""
+        """Returns when a replica takes work now; raises the RewardError of one that loads, or else of
+        the last."""
         await self._ask(lambda e, t: e.transport.ready(timeout_s=t), deadline)
 
     async def close(self) -> None:
@@ -278,12 +279,14 @@ class Pool:
                 async with asyncio.timeout(timeout_s):
                     answer = await question(endpoint, timeout_s)
             except TimeoutError:
-                error = _too_late(endpoint, timeout_s)
+                failure: RewardError = _too_late(endpoint, timeout_s)
             except RewardError as caught:
-                error = caught
+                failure = caught
             else:
                 endpoint.breaker.success()
                 return answer
+            if error.reason is not Reason.LOADING:
+                error = failure
         raise error
 
 

@@ -285,6 +285,19 @@ async def test_readiness_closes_the_breaker():
     assert (await score(pool)).results[0].score is not None
 
 
+async def test_a_replica_that_loads_is_the_reason_to_wait():
+    loading = FakeReward()
+    loading.is_ready = False
+    nobody = parse_url("http://127.0.0.1:9")
+    pool = Pool([nobody], Credentials(), attempt_timeout_s=5, transports=[loading])
+    for order in (1, -1):
+        pool._fixed = pool._fixed[::order]
+        with pytest.raises(Unavailable, match="not ready") as raised:
+            await pool.ready(deadline=math.inf)
+        assert raised.value.reason is Reason.LOADING
+    await pool.close()
+
+
 # Names
 
 

@@ -20,7 +20,7 @@ from PIL import Image
 
 from flow_trainer.__main__ import main
 from flow_trainer.curation.selection import split_of
-from processes import MARKS, Service, Services, environment
+from processes import EVIDENCE, MARKS, Service, Services, environment
 
 SIDE = 32
 Curate = Callable[..., int]
@@ -253,7 +253,7 @@ def test_it_waits_for_a_service_that_is_away(services: Services, tmp_path: Path)
         wait_for_work(process, log)
         slow.process.kill()
         slow.process.wait()
-        while "waiting for the service" not in process.stderr.readline():
+        while not process.stderr.readline().startswith("waiting for bright: "):
             assert process.poll() is None
         port = int(slow.http.rpartition(":")[2])
         services.start(MARKS, "bright", "mean", http_port=port, MARKS_LOG=str(log))
@@ -278,6 +278,49 @@ def test_interrupted_it_says_what_is_kept(services: Services, tmp_path: Path) ->
     assert process.returncode == 130
     assert "the same command goes on from there" in said
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("wire", ["http", "grpc"])
+def test_a_reward_that_loads_is_waited_for(
+    photos: Path, services: Services, tmp_path: Path, wire: str
+) -> None:
+    """However long it takes, and beside a replica at which nothing listens."""
+    gate = tmp_path / "gate"
+    service = services.start(EVIDENCE, wait_ready=False, EVIDENCE_LOAD_GATE=str(gate))
+    urls = f"{getattr(service, wire)},http://127.0.0.1:9"
+    command = [
+        *(sys.executable, "-m", "flow_trainer", "curate", str(photos), "--dry-run"),
+        *("--reward", f"found={urls}", "--out", str(tmp_path / "out")),
+        *("--resolution", str(SIDE), "--wait-ready", "0.1", "--limit", "3"),
+    ]
+    with subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        line = process.stderr.readline()
+        assert line.startswith("waiting for found: ")
+        assert "is not ready" in line
+        gate.touch()
+        rest = process.communicate(timeout=60)[1]
+    assert "waiting for" not in rest
+    assert process.returncode == 0
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["scored_now"] == 3
+
+
+def test_a_reward_that_starts_late_is_waited_for_when_asked(
+    photos: Path, services: Services, tmp_path: Path
+) -> None:
+    earlier = services.start(MARKS, "bright", "mean")
+    earlier.stop()
+    command = [
+        *(sys.executable, "-m", "flow_trainer", "curate", str(photos), "--dry-run"),
+        *("--reward", f"bright={earlier.http}", "--out", str(tmp_path / "out")),
+        *("--resolution", str(SIDE), "--wait-ready", "600", "--limit", "3"),
+    ]
+    with subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline().startswith("waiting for bright: ")
+        services.start(MARKS, "bright", "mean", http_port=int(earlier.http.rpartition(":")[2]))
+        process.communicate(timeout=60)
+    assert process.returncode == 0
 
 
 MISTAKES = [
@@ -305,10 +348,8 @@ def test_a_mistake_is_one_line(
     told: str,
     photos: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("flow_trainer.curation.run.READY_S", 0.2)
     places = {name: tmp_path / name.lower() for name in ("EMPTY", "LISTED", "FOREIGN", "FILE")}
     for name in ("EMPTY", "LISTED", "FOREIGN"):
         places[name].mkdir()
@@ -322,7 +363,8 @@ def test_a_mistake_is_one_line(
     first = arguments[0]
     for name, path in places.items():
         first = first.replace(name, str(path))
-    assert main(["curate", first, *arguments[1:], "--out", str(tmp_path / "out")]) == 2
+    where = ("--out", str(tmp_path / "out"), "--wait-ready", "0.2")
+    assert main(["curate", first, *arguments[1:], *where]) == 2
     errors = capsys.readouterr().err.strip()
     assert told in errors
     assert len(errors.splitlines()) == 1

@@ -81,12 +81,23 @@ def add_curate_arguments(parser: argparse.ArgumentParser) -> None:
         "--jpeg", type=_quality, metavar="QUALITY", help="write JPEG (default: PNG, lossless)"
     )
     parser.add_argument("--limit", type=_positive, metavar="N", help="only the first N pairs")
+    _add_service_arguments(parser)
+
+
+def _add_service_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--timeout",
         type=_seconds,
         default=600.0,
         metavar="S",
         help="seconds for a batch of 32, retries included (default: 600)",
+    )
+    parser.add_argument(
+        "--wait-ready",
+        type=_seconds,
+        default=10.0,
+        metavar="S",
+        help="for a reward that does not answer yet; one that loads is waited for (default: 10)",
     )
     parser.add_argument(
         "--encoding",
@@ -121,6 +132,7 @@ def run_curate(arguments: argparse.Namespace) -> int:
             limit=arguments.limit,
             timeout_s=arguments.timeout,
             encoding=arguments.encoding,
+            ready_s=arguments.wait_ready,
             token=os.environ.get("REWARD_TOKEN") or None,
             dry_run=arguments.dry_run,
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
@@ -12,10 +11,18 @@ from typing import Any
 import numpy as np
 
 from flow_trainer.curation.ledger import Ledger
+from flow_trainer.curation.readiness import await_ready
 from flow_trainer.dataset.pairs import Pair
 from flow_trainer.errors import OutageError
 from flow_trainer.record.meter import Meter
-from reward_api import RewardClient, RewardError, ScoreBatch
+from reward_api import (
+    DeadlineExceeded,
+    Overloaded,
+    RewardClient,
+    RewardError,
+    ScoreBatch,
+    Unavailable,
+)
 
 BATCH = 32
 """Images sent together."""
@@ -94,7 +101,7 @@ class Desk:
         for sent in [sent for sent in self._sent if sent.future.done()]:
             scores = sent.future.result()
             if sent.attempts < ATTEMPTS and _is_outage(scores):
-                self._await(sent.reward, next(iter(scores.errors.values())))
+                self._await(sent.reward)
                 sent.attempts += 1
                 sent.future = self._submit(sent.reward, sent.batch)
                 continue
@@ -105,23 +112,20 @@ class Desk:
         self._ledger.note_scores(sent.reward, [ready.pair.key for ready in sent.batch], scores)
         self._meter.advance(len(sent.batch))
 
-    def _await(self, reward: str, why: RewardError) -> None:
-        """Returns when the reward takes work again. Raises OutageError."""
-        started, said = time.monotonic(), False
-        while True:
-            try:
-                return self._clients[reward].wait_ready(10 * _CHECK_S)
-            except RewardError as error:
-                if not error.retryable:
-                    raise
-                if time.monotonic() - started > OUTAGE_WAIT_S:
-                    raise OutageError(
-                        f"{reward} is not ready after {OUTAGE_WAIT_S:.0f} s: {error}. Start the "
-                        "service; what is scored is kept, and the same command goes on from there"
-                    ) from error
-            if not said:
-                self._meter.say(f"no scores from {reward} ({why}): waiting for the service")
-            said = True
+    def _await(self, reward: str) -> None:
+        """Returns when the reward takes work again. Raises OutageError, and RewardError that waiting
+        cannot cure."""
+
+        def say(error: RewardError) -> None:
+            self._meter.say(f"waiting for {reward}: {error}")
+
+        try:
+            await_ready(self._clients[reward], OUTAGE_WAIT_S, say)
+        except (Unavailable, Overloaded, DeadlineExceeded) as error:
+            raise OutageError(
+                f"{reward} is not ready after {OUTAGE_WAIT_S:.0f} s: {error}. Start the service; what is "
+                "scored is kept, and the same command goes on from there"
+            ) from error
 
 
 def _is_outage(scores: ScoreBatch) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ from flow_trainer.curation.desk import Desk
 from flow_trainer.curation.gather import Crop, gather, ordered
 from flow_trainer.curation.ledger import Ledger
 from flow_trainer.curation.page import Panel, outcomes, panel, shown_rows, thumbnail, write_page
+from flow_trainer.curation.readiness import await_ready
 from flow_trainer.curation.rules import Rule, parse_rules
 from flow_trainer.curation.selection import SPLITS, Decision, Selection
 from flow_trainer.curation.writing import Encoder, FolderWriter, ParquetWriter, Writer
@@ -27,9 +29,8 @@ from flow_trainer.errors import ConfigError, OutageError
 from flow_trainer.recipe.rewards import Reward, parse_rewards
 from flow_trainer.record.lock import sole_curation
 from flow_trainer.record.meter import Meter
-from reward_api import DeadlineExceeded, Overloaded, RewardClient, Unavailable
+from reward_api import DeadlineExceeded, Overloaded, RewardClient, RewardError, Unavailable
 
-READY_S = 10.0
 THREADS = min(8, os.cpu_count() or 1)
 
 
@@ -53,6 +54,8 @@ class Request:
     timeout_s: float = 600.0
     encoding: str = "raw"
     token: str | None = None
+    ready_s: float = 10.0
+    """How long a reward that does not answer is waited for; one that loads is waited for without end."""
     dry_run: bool = False
 
 
@@ -167,7 +170,7 @@ def _score(
                     encoding=request.encoding,
                 )
             )
-            _check_ready(name, clients[name])
+            _check_ready(name, clients[name], request.ready_s)
         asked = [name for name in rewards if name in clients]
         meter = stack.enter_context(Meter("scores", total * len(asked)))
         replicas = {name: len(service.urls) for name, service in services.items()}
@@ -185,14 +188,19 @@ def _score(
             raise
 
 
-def _check_ready(name: str, client: RewardClient) -> None:
+def _check_ready(name: str, client: RewardClient, ready_s: float) -> None:
     """Raises OutageError."""
+
+    def say(error: RewardError) -> None:
+        print(f"waiting for {name}: {error}", file=sys.stderr, flush=True)
+
     try:
-        client.wait_ready(READY_S)
+        await_ready(client, ready_s, say)
         client.metadata()
     except (Unavailable, Overloaded, DeadlineExceeded) as error:
         raise OutageError(
-            f"{name} is not ready: {error}; start its service, or correct --reward {name}=URL"
+            f"{name} is not ready: {error}; start its service, correct --reward {name}=URL, or wait for "
+            "it longer with --wait-ready SECONDS"
         ) from error
 
 
