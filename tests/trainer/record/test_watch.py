@@ -52,6 +52,49 @@ def test_an_alarm_rings_once_until_the_quantity_is_back() -> None:
     assert rang == [(7, "brightness"), (16, "brightness")]
 
 
+def rings(values: list[float], quantity: str = "brightness", band_epochs: int = 4) -> list[int]:
+    """The epochs at which a series rings."""
+    watch = Watch(band_epochs)
+    seen = [watch.see(epoch, {quantity: value}) for epoch, value in enumerate(values, 1)]
+    return [alarm.epoch for alarms in seen for alarm in alarms]
+
+
+def test_a_quantity_that_hovers_at_the_edge_rings_once() -> None:
+    """The band of brightness is 0.4 to 0.6; it is back at 0.55."""
+    hovers = [0.63, 0.58, 0.64, 0.57] * 6
+    assert rings([0.5] * 4 + hovers) == [7]
+    assert rings([0.5] * 4 + hovers + [0.5] * 4 + hovers) == [7, 35]
+    noise = torch.randn(40, generator=torch.Generator().manual_seed(0)) * 0.02
+    assert len(rings([0.5] * 4 + (noise + 0.61).tolist())) == 1
+
+
+def test_a_second_alarm_needs_a_way_back() -> None:
+    near = [0.7] * 3 + [0.56] * 4 + [0.7] * 3
+    assert rings([0.5] * 4 + near) == [7]
+    assert rings([0.5] * 4 + [0.7] * 3 + [0.54] * 4 + [0.7] * 3) == [7, 13]
+
+
+def test_the_other_side_of_the_band_rings_by_itself() -> None:
+    assert rings([0.5] * 4 + [0.9] * 3 + [0.0] * 4) == [7, 9]
+
+
+def test_a_band_without_width_rings_once() -> None:
+    """No group had equal rewards, and KL is 0 until the first update."""
+    assert rings([0.0] * 4 + [0.1, 0.2, 0.3] * 3, "kl") == [7]
+
+
+def test_a_monitor_that_stays_down_rings_once_whatever_the_reward_does() -> None:
+    watch = Watch(band_epochs=3, monitors=("monitor.x",))
+    series = [(1.0, 5.0)] * 3 + [(2.0, 4.0), (2.0, 4.0), (2.0, 4.0), *[(0.9, 4.0), (2.1, 4.0)] * 6]
+    series += [(2.0, 5.0)] * 3 + [(2.0, 4.0)] * 3
+    rang = [
+        alarm.epoch
+        for epoch, (reward, monitor) in enumerate(series, 1)
+        for alarm in watch.see(epoch, {"reward": reward, "monitor.x": monitor})
+    ]
+    assert rang == [6, 22]
+
+
 def test_a_band_is_as_wide_as_its_epochs_vary() -> None:
     watch = Watch(band_epochs=4)
     for epoch, value in enumerate([0.2, 0.6, 0.2, 0.6], 1):
@@ -81,5 +124,5 @@ def test_a_resumed_watch_knows_what_rang() -> None:
         for epoch, value in enumerate([0.5, 0.5, 0.2, 0.2, 0.2], 1)
     ]
     watch = watch_from([*rows, {"kind": "alarm", "epoch": 5}], Watch(band_epochs=2))
-    assert watch.ringing == {"brightness"}
+    assert watch.ringing == {"brightness": -1}
     assert watch.see(6, {"brightness": 0.2}) == []

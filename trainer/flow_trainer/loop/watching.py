@@ -40,7 +40,8 @@ class Watching:
             watch_from(logged, self._watch)
             # what a changed [watch] finds out of its band has not rung yet
             rang = {str(row["quantity"]) for row in logged if row.get("kind") == "alarm"}
-            self._watch.ringing &= rang
+            for quantity in self._watch.ringing.keys() - rang:
+                del self._watch.ringing[quantity]
 
     def begin(self, batch: Batch) -> None:
         """Sends the monitors their sample of an epoch; they score it while the update runs."""

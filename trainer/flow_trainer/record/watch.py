@@ -24,6 +24,10 @@ _SMOOTHED = 3
 """Epochs whose mean is compared with the band."""
 _DEVIATIONS = 4.0
 """Half the band's width, in standard deviations of the first epochs."""
+_BACK = 0.5
+"""How far from the band's middle, in half widths, what left it is back. At the edge itself a quantity that
+hovers there would ring again and again: the mean of three epochs varies by a seventh of half the width."""
+_MONITOR = Quantity("", "below", relative=0.02)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,14 +91,16 @@ class Watch:
     """Bands of the first `band_epochs` epochs, and what has left them.
 
     `see` takes an epoch's metrics; one that is resumed is shown the earlier epochs again. A quantity
-    that has rung is quiet until it is back in its band.
+    rings once for each time that it goes out: then it is quiet until it is half-way back to the middle of
+    its band, or leaves it on the other side.
     """
 
     band_epochs: int
     monitors: tuple[str, ...] = ()
     """Metrics that must not fall while `reward` rises."""
     history: dict[str, list[float]] = field(default_factory=dict)
-    ringing: set[str] = field(default_factory=set)
+    ringing: dict[str, int] = field(default_factory=dict)
+    """On which side each is out: 1 above, -1 below."""
 
     def see(self, epoch: int, metrics: Mapping[str, Any]) -> list[Alarm]:
         """`epoch` counts from 1. The alarms that begin with it."""
@@ -108,22 +114,29 @@ class Watch:
 
     def band(self, name: str) -> tuple[float, float] | None:
         """The bounds of a quantity; None before its first epochs are over."""
-        what = QUANTITIES[name]
+        middle = self._middle(name, QUANTITIES[name])
+        if middle is None:
+            return None
+        mean, reach = middle
+        side = QUANTITIES[name].side
+        low = float("-inf") if side == "above" else mean - reach
+        high = float("inf") if side == "below" else mean + reach
+        return low, high
+
+    def _middle(self, name: str, what: Quantity) -> tuple[float, float] | None:
+        """A band's middle and half its width."""
         moments = self._moments(name)
         if moments is None:
             return None
         mean, deviation = moments
-        reach = max(_DEVIATIONS * deviation, what.absolute, what.relative * abs(mean))
-        low = float("-inf") if what.side == "above" else mean - reach
-        high = float("inf") if what.side == "below" else mean + reach
-        return low, high
+        return mean, max(_DEVIATIONS * deviation, what.absolute, what.relative * abs(mean))
 
     def _out_of_band(self, epoch: int, name: str, what: Quantity) -> Alarm | None:
-        band, value = self.band(name), self._recent(name)
-        if band is None or value is None:
+        band, middle, value = self.band(name), self._middle(name, what), self._recent(name)
+        if band is None or middle is None or value is None:
             return None
         low, high = band
-        if not self._begins(name, not low <= value <= high):
+        if not self._begins(name, value - middle[0], middle[1], out=not low <= value <= high):
             return None
         bound, word = (low, "below") if value < low else (high, "above")
         message = (
@@ -134,13 +147,13 @@ class Watch:
 
     def _fallen(self, epoch: int, name: str) -> Alarm | None:
         """A monitor that fell by more than its epochs vary while the trained reward rose likewise."""
-        then, now = self._moments(name), self._recent(name)
+        then, now = self._middle(name, _MONITOR), self._recent(name)
         reward_then, reward_now = self._moments("reward"), self._recent("reward")
         if then is None or now is None or reward_then is None or reward_now is None:
             return None
-        low = then[0] - max(_DEVIATIONS * then[1], 0.02 * abs(then[0]))
+        low = then[0] - then[1]
         rose = reward_now - reward_then[0] > reward_then[1]
-        if not self._begins(name, now < low and rose):
+        if not self._begins(name, now - then[0], then[1], out=now < low and rose):
             return None
         message = (
             f"{name.removeprefix('monitor.')} fell from {then[0]:.4g} to {now:.4g} while the trained "
@@ -148,10 +161,14 @@ class Watch:
         )
         return Alarm(epoch, name, now, low, None, message)
 
-    def _begins(self, name: str, out: bool) -> bool:
-        known = name in self.ringing
-        (self.ringing.add if out else self.ringing.discard)(name)
-        return out and not known
+    def _begins(self, name: str, departure: float, reach: float, *, out: bool) -> bool:
+        """Whether what is `departure` from the middle of a band of half width `reach` begins to ring."""
+        if self.ringing.get(name, 0) * departure <= _BACK * reach:
+            self.ringing.pop(name, None)
+        if not out or name in self.ringing:
+            return False
+        self.ringing[name] = 1 if departure > 0 else -1
+        return True
 
     def _moments(self, name: str) -> tuple[float, float] | None:
         """Mean and standard deviation of the first epochs."""
