@@ -30,6 +30,9 @@ def services(tmp_path: Path) -> Iterator[Services]:
     services.stop()
 
 
-@pytest.fixture
-def brightness(services: Services) -> Service:
-    return services.start(BRIGHTNESS)
+@pytest.fixture(scope="session")
+def brightness(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """One service for all tests that only ask it; who stops or configures one starts it with `services`."""
+    services = Services(tmp_path_factory.mktemp("brightness"))
+    yield services.start(BRIGHTNESS)
+    services.stop()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from browser import Browser, Page, find_chromium
+from browser import Browser, Page
 from processes import EVIDENCE, ROOT, Service, Services, environment
 
 pytestmark = pytest.mark.system
@@ -22,16 +22,6 @@ DONE = (
     "document.querySelector('#score-form').ariaBusy != 'true' && "
     "document.querySelector('#result:not([hidden]), #error.failed:not([hidden])')"
 )
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    executable = find_chromium()
-    if executable is None:
-        pytest.skip("needs Chromium")
-    browser = Browser(executable, tmp_path_factory.mktemp("profile"))
-    yield browser
-    browser.close()
 
 
 @pytest.fixture(scope="module")

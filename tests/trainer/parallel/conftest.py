@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from processes import BRIGHTNESS, Service, Services
-
-
-@pytest.fixture(scope="module")
-def reward(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    services = Services(tmp_path_factory.mktemp("services"))
-    yield services.start(BRIGHTNESS)
-    services.stop()
+from processes import Service
 
 
 @pytest.fixture
-def data(reward: Service, recipe_data: dict[str, Any], prompts_file: Path) -> dict[str, Any]:
+def data(brightness: Service, recipe_data: dict[str, Any], prompts_file: Path) -> dict[str, Any]:
     """Four micro-batches to each of an epoch's two updates; every path of the loop."""
     return recipe_data | {
         "epochs": 2,
-        "rewards": {"brightness": {"url": reward.http}},
+        "rewards": {"brightness": {"url": brightness.http}},
         "prompts": {key: str(prompts_file) for key in ("train", "validation", "heldout")},
         "model": recipe_data["model"] | {"tuning": "lora", "lora_rank": 2},
         "sampling": recipe_data["sampling"] | {"prompts_per_epoch": 4, "micro_batch": 2},
