@@ -217,30 +217,48 @@ def test_two_trainers_on_one_folder_are_refused(run: Train, tmp_path: Path) -> N
     run(epochs=1)  # the lock ends with its holder
 
 
-def test_wandb_runs_have_ids_of_their_own(
-    run: Train, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    ids: list[str] = []
+@pytest.fixture
+def wandb(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
+    """Stands for the library, which wants an account; `ids` are those of the runs that were opened."""
     stub = types.ModuleType("wandb")
 
     class Opened:
+        def define_metric(self, name: str, step_metric: str) -> None: ...
         def log(self, values: Any) -> None: ...
         def finish(self) -> None: ...
 
     def init(**options: Any) -> Opened:
-        ids.append(options["id"])
+        if "/" in options["project"]:
+            raise stub.Error("Invalid project name\nand more")
+        stub.ids.append(options["id"])
         return Opened()
 
-    stub.init = init  # pyright: ignore[reportAttributeAccessIssue]
+    for name, value in {"init": init, "ids": [], "Error": type("Error", (Exception,), {})}.items():
+        setattr(stub, name, value)
     monkeypatch.setitem(sys.modules, "wandb", stub)
+    return stub
+
+
+def test_wandb_runs_have_ids_of_their_own(
+    run: Train, wandb: types.ModuleType, tmp_path: Path
+) -> None:
     logging = {"wandb_project": "x"}
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     run("a/ocr", epochs=1, logging=logging)
     run("b/ocr", epochs=1, logging=logging)
     run("a/ocr", epochs=2, logging=logging, resume=True)
-    assert ids[0] != ids[1]
-    assert ids[0] == ids[2]
+    (tmp_path / "a/ocr/wandb_id").write_text("")  # killed while it was written
+    run("a/ocr", epochs=3, logging=logging, resume=True)
+    first, second, resumed, last = wandb.ids
+    assert first == resumed
+    assert len({first, second, last, ""}) == 4
+
+
+def test_what_wandb_refuses_is_one_line(run: Train, wandb: types.ModuleType) -> None:
+    """No login, no way to its server, a project's name that it does not take."""
+    with pytest.raises(ConfigError, match=r"^logging.wandb_project = a/b: Invalid project name$"):
+        run(epochs=1, logging={"wandb_project": "a/b"})
 
 
 def test_progress_of_older_checkpoints_loads(run: Train, tmp_path: Path) -> None:

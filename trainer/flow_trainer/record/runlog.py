@@ -41,6 +41,8 @@ class RunLog:
     ) -> None:
         run.mkdir(parents=True, exist_ok=True)
         self._run = run
+        # First: it is the one that may refuse.
+        self._wandb = _wandb(run, recipe, resumed=offsets is not None)
         self._files = {}
         for name in LOG_FILES:
             path = run / name
@@ -48,7 +50,6 @@ class RunLog:
                 file.truncate(min((offsets or {}).get(name, 0), file.tell()))
             self._files[name] = path.open("a", encoding="utf-8")
         self._tensorboard = _tensorboard(run, recipe.logging)
-        self._wandb = _wandb(run, recipe, resumed=offsets is not None)
         self.console = Console(stderr=True, highlight=False)
         self._progress = _progress(self.console)
         self._task = self._progress.add_task("train", total=recipe.epochs, note="", phase="")
@@ -171,14 +172,21 @@ class _Wandb:
                 "pip install 'flow-rewards[wandb]'"
             ) from None
         self._wandb = wandb
-        self._run = wandb.init(
-            project=recipe.logging.wandb_project,
-            name=run.name,
-            dir=str(run),
-            config=recipe.model_dump(exclude={"rewards"}),
-            resume="allow",
-            id=_wandb_id(run, resumed),
-        )
+        project = recipe.logging.wandb_project
+        try:
+            self._run = wandb.init(
+                project=project,
+                name=run.name,
+                dir=str(run),
+                config=recipe.model_dump(exclude={"rewards"}),
+                resume="allow",
+                id=_wandb_id(run, resumed),
+            )
+        except wandb.Error as error:  # no login, no way there, a name that it does not take
+            why = str(error).partition("\n")[0]
+            raise ConfigError(f"logging.wandb_project = {project}: {why}") from error
+        # Epochs that a killed run had logged after its last checkpoint come again, at their old place.
+        self._run.define_metric("*", step_metric="epoch")
 
     def log(self, values: Mapping[str, Any]) -> None:
         self._run.log(dict(values))
@@ -198,8 +206,8 @@ def _wandb_id(run: Path, resumed: bool) -> str:
     """The run's own: folders of one name, here or on another machine, are different runs, and so is
     what starts anew in an old folder."""
     path = run / "wandb_id"
-    if resumed and path.exists():
-        return path.read_text().strip()
+    if resumed and path.exists() and (known := path.read_text().strip()):
+        return known
     found = uuid.uuid4().hex
     path.write_text(found + "\n")
     return found
