@@ -63,6 +63,13 @@ TRAIN: list[Mistake] = [
     (["train", "RECIPE", "--out", "FILE"], "--out"),
     (["train", "RECIPE", "--out", "FILE/below"], "--out"),
     (["train", "RECIPE", "--out", "RUN"], "continue it with --resume"),
+    *[
+        (
+            ["train", "RECIPE", "--resume", "--out", f"RUN/{inside}"],
+            "lies in the run RUN: name that",
+        )
+        for inside in ("checkpoints/epoch_00001", "checkpoints", "images", "new")
+    ],
     (["train", "RECIPE", "--resume", "--out", "RUN", "--set", "model.path=DIR"], "model.path"),
     (["train", "RECIPE", "--resume", "--out", "RUN", "--set", "seed=9"], "seed = 9 was 3"),
     (["train", "RECIPE", "--dry-run", "--gpus", "64"], "start fewer processes"),
@@ -174,7 +181,7 @@ def test_mistakes_are_one_line_and_status_2(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     data = {**recipe_data, "epochs": 1, "rewards": {"bright": {"url": brightness.http}}}
-    if "RUN" in arguments:
+    if any(argument.startswith("RUN") for argument in arguments):
         train(parse_recipe(data), Path(places["RUN"]))
         capsys.readouterr()
     given = [put(argument, places) for argument in arguments]

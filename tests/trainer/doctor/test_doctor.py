@@ -13,7 +13,7 @@ import torch
 from flow_trainer.doctor import device as doctor_device
 from flow_trainer.doctor.checks import Check
 from flow_trainer.doctor.device import check_arithmetic, check_device, check_memory
-from flow_trainer.doctor.examine import examine
+from flow_trainer.doctor.examine import examine, uneven_micro_batches
 from flow_trainer.doctor.services import check_reward
 from flow_trainer.errors import ConfigError
 from flow_trainer.models.architectures import inspect
@@ -187,3 +187,31 @@ def test_what_fits_only_divided_is_not_loaded(
         checks["model"].message == "not loaded: it fits divided over the GPUs, not this one alone"
     )
     assert not check_memory(recipe).ok
+
+
+@pytest.mark.parametrize(
+    ("share", "micro_batch", "hint"),
+    [
+        (4, 16, None),  # smaller than a micro-batch
+        (16, 16, None),
+        (64, 16, None),
+        (1, 1, None),
+        (17, 16, None),  # only 1 divides it, which would be slower
+        (100, 16, None),
+        (
+            576,
+            10,
+            "an update's 576 images are 57 of sampling.micro_batch = 10 and one of 6: 9 divides",
+        ),
+        (
+            24,
+            16,
+            "an update's 24 images are 1 of sampling.micro_batch = 16 and one of 8: 12 divides",
+        ),
+    ],
+)
+def test_uneven_micro_batches_have_a_hint_where_there_is_a_way_out(
+    share: int, micro_batch: int, hint: str | None
+) -> None:
+    said = uneven_micro_batches(share, micro_batch)
+    assert said.startswith(f"; {hint}") if hint else said == ""

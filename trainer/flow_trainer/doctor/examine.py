@@ -96,15 +96,23 @@ def _check_sizes(recipe: Recipe, gpus: int) -> Check:
         f"{s.prompts_per_epoch} prompts x {s.group_size} images, {recipe.update.updates_per_epoch} "
         f"updates per epoch, {f.total} forwards per image"
     )
-    left = recipe.share % s.micro_batch
-    if left and recipe.share > s.micro_batch:
-        message += (
-            f"; an update's {recipe.share} images leave a micro-batch of {left}: a divisor of "
-            f"{recipe.share} as sampling.micro_batch, now {s.micro_batch}, would be faster"
-        )
+    message += uneven_micro_batches(recipe.share, s.micro_batch)
     if busy < 1:
         message += f"; {gpus} GPUs are busy {busy:.0%} of the time"
     return Check("sizes", True, message)
+
+
+def uneven_micro_batches(share: int, micro_batch: int) -> str:
+    """A hint where an update's images end in a smaller micro-batch, which is a shape of its own (compiled
+    once more), and a size not much smaller has none."""
+    whole, left = divmod(share, micro_batch)
+    even = max(n for n in range(1, min(share, micro_batch) + 1) if share % n == 0)
+    if not whole or not left or 2 * even <= micro_batch:
+        return ""
+    return (
+        f"; an update's {share} images are {whole} of sampling.micro_batch = {micro_batch} and one of "
+        f"{left}: {even} divides them"
+    )
 
 
 def _check_weights(recipe: Recipe) -> Check:

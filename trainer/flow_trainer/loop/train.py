@@ -33,6 +33,7 @@ from flow_trainer.loop.update import update, update_on_data
 from flow_trainer.loop.watching import Watching
 from flow_trainer.parallel.world import open_world, pick_device, restarted
 from flow_trainer.recipe import Recipe
+from flow_trainer.recipe.changes import refuse_inside_a_run
 from flow_trainer.record.lock import sole_trainer
 
 
@@ -43,6 +44,7 @@ def train(recipe: Recipe, folder: Path, *, resume: bool = False) -> dict[str, An
     torchrun restarts does so unasked. Under torchrun, all ranks call this together. Raises
     ConfigError, OutageError, StorageError, NonFiniteError, RatioError; Interrupted after saving.
     """
+    refuse_inside_a_run(folder)
     device = pick_device(recipe.device)
     with open_world(device, recipe.sharding) as world, sole_trainer(folder, world):
         resume = resume or restarted()

@@ -33,6 +33,14 @@ RUN = (
 """What a run is one run by. Everything else may change between two epochs, and is said."""
 
 
+def refuse_inside_a_run(folder: Path) -> None:
+    """Raises ConfigError where `folder` is a run's checkpoint or another of its folders: a run that begins
+    there would spoil it."""
+    for run in list(folder.absolute().parents)[:2]:
+        if (run / RECIPE_FILE).exists() and (run / "checkpoints").is_dir():
+            raise ConfigError(f"{folder} lies in the run {run}: name that, or another folder")
+
+
 def saved_recipe(run: Path) -> Recipe | None:
     """The recipe that a run folder holds; None when there is none. Raises ConfigError when it cannot
     be read."""
