@@ -68,7 +68,7 @@ TRAIN: list[Mistake] = [
             ["train", "RECIPE", "--resume", "--out", f"RUN/{inside}"],
             "lies in the run RUN: name that",
         )
-        for inside in ("checkpoints/epoch_00001", "checkpoints", "images", "new")
+        for inside in ("checkpoints/epoch_00001", "checkpoints", "images")
     ],
     (["train", "RECIPE", "--resume", "--out", "RUN", "--set", "model.path=DIR"], "model.path"),
     (["train", "RECIPE", "--resume", "--out", "RUN", "--set", "seed=9"], "seed = 9 was 3"),

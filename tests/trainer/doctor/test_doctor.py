@@ -197,7 +197,12 @@ def test_what_fits_only_divided_is_not_loaded(
         (64, 16, None),
         (1, 1, None),
         (17, 16, None),  # only 1 divides it, which would be slower
-        (100, 16, None),
+        (34, 16, None),
+        (
+            100,
+            16,
+            "an update's 100 images are 6 of sampling.micro_batch = 16 and one of 4: 10 divides",
+        ),
         (
             576,
             10,

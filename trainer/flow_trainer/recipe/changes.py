@@ -11,6 +11,8 @@ from flow_trainer.recipe.load import load_recipe
 from flow_trainer.recipe.recipe import Recipe
 
 RECIPE_FILE = "recipe.json"
+KEPT = ("checkpoints", "best", "images", "heldout", "tensorboard", "wandb")
+"""Folders of a run."""
 WEIGHTS = (
     "model.family",
     "model.path",
@@ -34,10 +36,12 @@ RUN = (
 
 
 def refuse_inside_a_run(folder: Path) -> None:
-    """Raises ConfigError where `folder` is a run's checkpoint or another of its folders: a run that begins
-    there would spoil it."""
-    for run in list(folder.absolute().parents)[:2]:
-        if (run / RECIPE_FILE).exists() and (run / "checkpoints").is_dir():
+    """Raises ConfigError where `folder` is a run's checkpoint or another of the folders that a run keeps: a
+    run that begins there would spoil it."""
+    path = folder.absolute()
+    for own in (path, path.parent):
+        run = own.parent
+        if own.name in KEPT and (run / RECIPE_FILE).exists() and (run / "checkpoints").is_dir():
             raise ConfigError(f"{folder} lies in the run {run}: name that, or another folder")
 
 
