@@ -9,6 +9,7 @@ from step import Write
 from flow_trainer.models.architectures import inspect
 from flow_trainer.models.kernels import compiles
 from flow_trainer.models.memory import memory
+from flow_trainer.recipe import Recipe
 from flow_trainer.record.throughput import peak_flops, speed
 
 SIZES = {
@@ -35,13 +36,11 @@ def epoch(name: str, shrunk: bool, write: Write) -> None:
     )
     bench = train_step.make_bench(options)
     recipe, images = bench.recipe, bench.recipe.images_per_epoch
-    architecture = inspect(recipe.model.path, recipe.model.family, recipe.model.lora_rank)
-    assert architecture is not None
-    estimate = memory(recipe, architecture)
-    encoders = estimate.text_encoders * estimate.encoders_stay
     peak = peak_flops(bench.device, recipe.model.dtype)
-    found: dict = {"estimate_gb": round((estimate.training_peak - encoders) / 1e9, 1)}
-    write(found)
+    found: dict = {}
+    if not shrunk:
+        found["estimate_gb"] = round(_estimated(recipe) / 1e9, 1)
+        write(found)
 
     def measure(way: str, *, official: bool = False) -> None:
         took = bench.epoch(official=official, reward_s=0.0)
@@ -60,6 +59,14 @@ def epoch(name: str, shrunk: bool, write: Write) -> None:
         bench.compile()
         found["compiling_s"] = round(bench.epoch(official=False, reward_s=0.0).total_s, 1)
         measure("here, compiled")
+
+
+def _estimated(recipe: Recipe) -> float:
+    """Bytes of the recipe's peak, text encoders apart: the epoch here has none."""
+    architecture = inspect(recipe.model.path, recipe.model.family, recipe.model.lora_rank)
+    assert architecture is not None
+    found = memory(recipe, architecture)
+    return found.training_peak - found.text_encoders * found.encoders_stay
 
 
 def _rates(work, images: int, seconds: float, peak: float | None) -> dict[str, float]:
