@@ -1,5 +1,5 @@
 """Published recipes with narrow models at the published latents, and what a type leaves of their
-gradients. On a CPU, whose autocast computes norms in float16, a GPU's in float32."""
+gradients. On a CPU, but for the rule that layer norms are in float32 under autocast, which is a GPU's."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
+import torch.nn.functional as F
 
+from flow_trainer.doctor.fake_device import layer_norm
 from flow_trainer.loop.precision import Precision, measure_precision
 from flow_trainer.loop.updates.loss_scale import LossScale, make_loss_scale
 from flow_trainer.models.load import load_policy
@@ -120,7 +123,7 @@ def measured(
     weights = [p.detach().clone() for p in policy.trainable().values()]
     used = make_loss_scale(policy, recipe) if scale is None else LossScale(scale, dynamic=True)
     output = Output()
-    with output.watched(policy):
+    with output.watched(policy), patch.object(F, "layer_norm", layer_norm):
         found = measure_precision(policy, recipe, prompt, used)
     for parameter, weight in zip(policy.trainable().values(), weights, strict=True):
         assert torch.equal(parameter, weight)

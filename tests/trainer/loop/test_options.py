@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from flow_trainer.doctor.fake_device import layer_norm
 from flow_trainer.errors import ConfigError, RatioError
 from flow_trainer.loop.ratio import check_ratio
 from flow_trainer.loop.updates.optimizers import make_optimizer
@@ -104,6 +106,33 @@ def test_native_leaves_the_model_alone() -> None:
     before = dict(vars(layer))
     use_attention(layer, "native")
     assert vars(layer) == before
+
+
+@pytest.mark.parametrize("family", ["sd3", "flux"])
+def test_normed_states_are_cast_once(
+    load_tiny: LoadTiny, monkeypatch: pytest.MonkeyPatch, family: str
+) -> None:
+    monkeypatch.setattr(F, "layer_norm", layer_norm)  # in float32, as on a GPU
+    policy: Any = load_tiny(family, dtype="bfloat16", autocast_on_cpu=True)
+    modules = dict(policy._tuning.transformer.named_modules())
+    seen: list[torch.dtype] = []
+    for name, module in modules.items():
+        if name.endswith("attn.to_q"):
+            for taker in (module.base_layer, *module.lora_A.values()):
+                taker.register_forward_pre_hook(lambda m, args: seen.append(args[0].dtype))
+    once = velocity(policy, grad=True)
+    assert set(seen) == {torch.bfloat16}
+    gradients = torch.autograd.grad(once.square().sum(), list(policy.trainable().values()))
+    seen.clear()
+    for module in modules.values():
+        if hasattr(module, "to_q"):
+            module._forward_pre_hooks.clear()
+    each_time = velocity(policy, grad=True)
+    assert set(seen) == {torch.float32}
+    assert torch.equal(once, each_time)
+    expected = torch.autograd.grad(each_time.square().sum(), list(policy.trainable().values()))
+    found, wanted = (torch.cat([g.flatten() for g in gs]) for gs in (gradients, expected))
+    assert torch.cosine_similarity(found, wanted, 0) > 0.9999
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")

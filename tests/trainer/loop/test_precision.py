@@ -1,5 +1,5 @@
 """What float16 leaves of the published recipes' gradients, at their latents and divisors; the network
-itself is narrow. On a CPU, whose autocast computes norms in float16, a GPU's in float32."""
+itself is narrow. On a CPU, with a GPU's rule for layer norms."""
 
 from __future__ import annotations
 

@@ -193,7 +193,7 @@ def _rules(device: torch.device) -> Iterator[tuple[Any, str, Any]]:
         yield torch.cuda, "is_bf16_supported", lambda *_, **__: True
         yield Tensor, "backward", lambda *_, **__: None
     else:
-        yield F, "layer_norm", _layer_norm
+        yield F, "layer_norm", layer_norm
 
 
 def _apply(module: nn.Module, function: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
@@ -233,7 +233,7 @@ def _flash(
 _PLAIN_LAYER_NORM = F.layer_norm
 
 
-def _layer_norm(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+def layer_norm(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """In float32 under autocast, as CUDA's rules say and the CPU's do not."""
     if not torch.is_autocast_enabled("cpu"):
         return _PLAIN_LAYER_NORM(input, *args, **kwargs)

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 from diffusers.models.attention_dispatch import attention_backend
-from torch import nn
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flow_trainer.errors import ConfigError
@@ -28,6 +29,8 @@ COMPILE: dict[str, Any] = {"dynamic": False, "options": {"emulate_precision_cast
 otherwise the kernels of a forward with and of one without gradients would round differently."""
 SHAPES = 64
 """Variants of a block that may be compiled: by batch size, with and without gradient and adapter."""
+STATES = ("hidden_states", "encoder_hidden_states")
+"""What diffusers' blocks hand to attention, as far as linear layers take it."""
 RAGGED = ("qwen_image", "z_image")
 """Families that take texts of different lengths."""
 
@@ -66,6 +69,32 @@ class _OneKernel:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         with sdpa_kernel(self._kernel):
             return self._processor(*args, **kwargs)
+
+
+def cast_once(transformer: nn.Module) -> None:
+    """Has attention cast its inputs itself, once.
+
+    Autocast leaves what layer_norm gives in float32, and casts it anew for every linear layer that takes
+    it: up to seven times a block, each time with a copy for the backward. The numbers are the same.
+    """
+    for module in transformer.modules():
+        if hasattr(module, "to_q"):
+            module.register_forward_pre_hook(_cast, with_kwargs=True)
+        if isinstance(module, BaseTunerLayer):
+            # peft would widen them again to the adapter's float32, which autocast undoes
+            module.cast_input_dtype_enabled = False  # type: ignore[assignment]
+
+
+def _cast(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def cast(value: Any) -> Any:
+        if not isinstance(value, Tensor) or value.dtype != torch.float32:
+            return value
+        kind = value.device.type
+        return (
+            value.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else value
+        )
+
+    return tuple(map(cast, args)), {k: cast(v) if k in STATES else v for k, v in kwargs.items()}
 
 
 def compiles(config: Model, device: torch.device) -> bool:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from flow_trainer.models.adapter import as_trained, load_adapter
-from flow_trainer.models.kernels import compile_blocks, run_eagerly, use_attention
+from flow_trainer.models.kernels import cast_once, compile_blocks, run_eagerly, use_attention
 from flow_trainer.models.pieces import Pieces, standing_in
 from flow_trainer.parallel.sharding import expect_backward, forget_forwards, shard, whole_state
 from flow_trainer.recipe import Model
@@ -48,7 +48,8 @@ class Tuning:
                 _add_adapter(transformer, config, lora_targets)
                 self._student = next(iter(transformer.peft_config))
                 self._teachers = _add_teachers(transformer, self._student, teachers or {})
-        else:
+        cast_once(transformer)
+        if not self._lora:
             if with_reference:
                 self._reference = copy.deepcopy(transformer)
             as_float32(transformer).requires_grad_(True)
