@@ -75,7 +75,9 @@ def _check_prompts(recipe: Recipe) -> Check:
             )
     if (examples := open_examples(recipe)) is not None:
         counts["image-text examples"] = len(examples)
-    return Check("prompts", True, ", ".join(f"{n} {name}" for name, n in counts.items()))
+    found = ", ".join(f"{n} {name}" for name, n in counts.items())
+    chosen = any(split == "validation" for _, _, split, _ in recipe.prompts.files())
+    return Check("prompts", True, found + "; without prompts.validation no RUN/best" * (not chosen))
 
 
 def _first_prompt(recipe: Recipe, reward: str) -> Prompt:
