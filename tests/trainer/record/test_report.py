@@ -90,6 +90,7 @@ def test_a_run_is_a_page_of_curves_with_units(tmp_path: Path) -> None:
     values = dict(zip(header, row, strict=True))
     assert values["recipe"] == "spelling"
     assert values["best validation"].endswith("(epoch 15)")
+    assert values["alarms"] == "0"
     assert values["time of an epoch, s"] == "7.5"
     assert values["waiting for rewards, %"] == "6.7"
     assert values["training time"] == "2 min"
@@ -160,6 +161,36 @@ def test_recipes_stand_beside_each_other_with_what_differs(tmp_path: Path) -> No
     assert lines(found["KL to the reference"], "s1")
 
 
+def test_other_rewards_and_files_are_a_word_each_and_scores_do_not_compare(tmp_path: Path) -> None:
+    files = {"train": "/data/words/train.txt", "heldout": "/data/words/heldout.txt"}
+    second = {"url": "http://127.0.0.1:1"}
+    recipe = {
+        "prompts": {**files, "heldout": "/data/signs/heldout.txt"},
+        "rewards": {"ocr": second, "jpeg": {**second, "monitor": True}, "pickscore": second},
+    }
+    first = make_run(tmp_path / "a-1", recipe={"prompts": files})
+    html = page(first, make_run(tmp_path / "c-1", recipe=recipe))
+    assert rows(html, "differences")[1:] == [
+        ["prompts.heldout", "words/heldout.txt", "signs/heldout.txt"],
+        ["rewards.jpeg", "–", "monitor"],
+        ["rewards.pickscore", "–", "weight 1"],
+    ]
+    assert (
+        "do not compare: they differ in trained rewards (ocr; ocr, pickscore), held-out prompts "
+        "(words/heldout.txt; signs/heldout.txt)"
+    ) in seen(html)
+    alike = make_run(tmp_path / "d-1", recipe={"prompts": files, **GUARD})
+    assert "do not compare" not in seen(page(first, alike))
+
+
+def test_the_scores_of_every_seed_are_named(tmp_path: Path) -> None:
+    header, row = rows(page(make_run(tmp_path / "a-1"), make_run(tmp_path / "a-2", seed=2)))
+    values = dict(zip(header, row, strict=True))
+    assert re.fullmatch(
+        r"0\.\d{3} ?1: 0\.\d{3} \(15\), 2: 0\.\d{3} \(\d+\)", values["best validation"]
+    )
+
+
 def test_runs_of_one_folder_name_are_told_apart(tmp_path: Path) -> None:
     runs = [
         make_run(tmp_path / "a" / "run-1"),
@@ -191,7 +222,7 @@ def test_an_alarm_is_a_mark_on_the_curve(tmp_path: Path) -> None:
         assert place == pytest.approx(curve[11], abs=0.11)  # of epochs from 1 on
     others = [title for title, svg in found.items() if marks(svg, "alarm")]
     assert len(others) == 3
-    assert [row[-1] for row in rows(html)] == ["alarms", "2"]
+    assert [row[6] for row in rows(html)] == ["alarms", "2"]
 
 
 def test_a_monitors_alarm_and_text_that_looks_like_html(tmp_path: Path) -> None:

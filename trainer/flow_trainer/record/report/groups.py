@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,12 +76,64 @@ def differences(groups: Sequence[Group]) -> list[Difference]:
     originals = {key: values[0] for change in changes for key, values in change.items()}
     sections = [*type(first).model_fields]
     keys = sorted(known, key=lambda key: sections.index(key.partition(".")[0]))
-    return [
+    partial = [name for name in _reward_names(groups) if not _all_have(groups, name)]
+    found = [
         Difference(
-            key, [shown(change[key][1] if key in change else originals[key]) for change in changes]
+            key,
+            _short(change[key][1] if key in change else originals[key] for change in changes),
         )
         for key in keys
+        if not key.startswith(tuple(f"rewards.{name}." for name in partial))
     ]
+    place = sum(
+        sections.index(row.key.partition(".")[0]) < sections.index("rewards") for row in found
+    )
+    found[place:place] = [
+        Difference(f"rewards.{name}", [_part_of(group.recipe, name) for group in groups])
+        for name in partial
+    ]
+    return found
+
+
+def scores_differ_by(groups: Sequence[Group]) -> list[str]:
+    """Why scores of these recipes are not of one kind: what each has, where that is not the same."""
+    found = []
+    for what, of in (
+        ("trained rewards", lambda r: ", ".join(sorted(r.trained))),
+        ("held-out prompts", lambda r: r.prompts.heldout or ""),
+        ("validation prompts", lambda r: r.prompts.validation or ""),
+        ("evaluation steps", lambda r: r.evaluation.num_steps),
+    ):
+        values = _short(dict.fromkeys(of(group.recipe) for group in groups))
+        if len(values) > 1:
+            found.append(f"{what} ({'; '.join(value or 'none' for value in values)})")
+    return found
+
+
+def _reward_names(groups: Sequence[Group]) -> list[str]:
+    return list(dict.fromkeys(name for group in groups for name in group.recipe.rewards))
+
+
+def _all_have(groups: Sequence[Group], reward: str) -> bool:
+    return all(reward in group.recipe.rewards for group in groups)
+
+
+def _part_of(recipe: Recipe, reward: str) -> str:
+    """What a reward is in a recipe."""
+    found = recipe.rewards.get(reward)
+    if found is None:
+        return "–"
+    return "monitor" if found.monitor else f"weight {found.weight:g}"
+
+
+def _short(values: Iterable[Any]) -> list[str]:
+    """As shown; files of one folder by their names in it."""
+    texts = [shown(value) for value in values]
+    paths = [text for text in texts if text.startswith("/")]
+    if len(paths) < 2:
+        return texts
+    common = os.path.commonpath([os.path.dirname(path) for path in paths])
+    return [os.path.relpath(text, common) if text in paths else text for text in texts]
 
 
 def shown(value: Any) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from flow_trainer.errors import ConfigError
 from flow_trainer.record.report import charts
-from flow_trainer.record.report.groups import Group, differences, group_runs
+from flow_trainer.record.report.groups import Group, differences, group_runs, scores_differ_by
 from flow_trainer.record.report.legend import signs
 from flow_trainer.record.report.panels import PARTS, Panels
 from flow_trainer.record.report.pictures import before_and_after, through_training
@@ -30,10 +30,12 @@ class Row:
     epochs: str
     before: str
     after: str
-    each: str
+    each: Sequence[str]
     """Held-out scores by seed, where there are several runs."""
-    validation: Sequence[str]
-    """Best score and its epoch, of each run that has one."""
+    validation: str
+    """Best score; of one run with its epoch."""
+    validation_each: Sequence[str]
+    """Best scores and their epochs by seed, where there are several runs."""
     epoch_s: str
     wait: str
     images_per_second: str
@@ -169,7 +171,7 @@ def _train_seconds(run: RunRecord) -> float:
 def _row(group: Group) -> Row:
     runs = group.runs
     before, after = _ends(group, "heldout_before"), _ends(group, "heldout_after")
-    best = [_best(run) for run in runs]
+    best = {run.recipe.seed: found for run in runs if (found := _best(run)) is not None}
     seconds = sum(map(_train_seconds, runs))
     waited = sum(float(run.column("train", "reward_wait_s")[1].sum()) for run in runs)
     speeds = [speed for run in runs if (speed := run.mean("train", "images_per_second"))]
@@ -181,7 +183,11 @@ def _row(group: Group) -> Row:
         before=_mean(before),
         after=_mean(after),
         each=_each(group, "heldout_after"),
-        validation=[found for found in best if found],
+        validation=_mean([score for score, _ in best.values()])
+        + (f" (epoch {best[runs[0].recipe.seed][1]})" if best and len(runs) == 1 else ""),
+        validation_each=[f"{seed}: {score:.3f} ({at})" for seed, (score, at) in best.items()]
+        if len(runs) > 1
+        else [],
         epoch_s=f"{seconds / epochs:.3g}" if epochs else "–",
         wait=f"{100 * waited / seconds:.1f}" if seconds else "–",
         images_per_second=f"{mean(speeds):.3g}" if speeds else "–",
@@ -190,23 +196,24 @@ def _row(group: Group) -> Row:
     )
 
 
-def _each(group: Group, kind: str) -> str:
+def _each(group: Group, kind: str) -> list[str]:
     """The scores behind a mean one by one, or whose it is where other runs have none."""
     if len(group.runs) == 1:
-        return ""
+        return []
     found = [
         (r.recipe.seed, score) for r in group.runs if (score := r.last(kind, "score")) is not None
     ]
     if len(found) == 1:
-        return f"seed {found[0][0]} only"
-    return ", ".join(f"{seed}: {score:.3f}" for seed, score in found)
+        return [f"seed {found[0][0]} only"]
+    return [f"{seed}: {score:.3f}" for seed, score in found]
 
 
-def _best(run: RunRecord) -> str | None:
+def _best(run: RunRecord) -> tuple[float, int] | None:
+    """The best validation score and its epoch."""
     epochs, scores = run.column("validation", "score")
     if not len(scores):
         return None
-    return f"{scores.max():.3f} (epoch {epochs[scores.argmax()]})"
+    return float(scores.max()), int(epochs[scores.argmax()])
 
 
 def _mean(values: Sequence[float]) -> str:
@@ -229,6 +236,8 @@ def _per_point(runs: Sequence[RunRecord], panels: Panels) -> int:
 def _notes(groups: Sequence[Group]) -> list[str]:
     """What a reader has to know of each run before believing its curves."""
     notes = []
+    if apart := scores_differ_by(groups):
+        notes.append(f"scores of these recipes do not compare: they differ in {', '.join(apart)}")
     for group in groups:
         for run in group.runs:
             said = list(run.notes)
