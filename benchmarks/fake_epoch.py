@@ -65,7 +65,7 @@ def _shape(recipe: Recipe) -> str:
     u = recipe.update
     if u.chosen(recipe.sampling.group_size) < recipe.sampling.group_size:
         return u.objective
-    if u.whole_groups or recipe.teachers:  # their other settings go with no other objective
+    if u.whole_groups or recipe.teachers or u.trains_on == "data":  # their other settings go with no other objective
         return u.objective
     return "nft" if u.forward_process else "clip"
 
@@ -76,6 +76,9 @@ def _others(recipe: Recipe) -> dict[str, Any]:
         f"prompts.sources.{name}.teacher": teacher.adapter
         for name, teacher in recipe.teachers.items()
     }
+    if recipe.data is not None:
+        key = "data.images" if recipe.data.pairs is None else "data.pairs"
+        found |= {key: "somewhere", "data.guidance": recipe.data.guidance}
     if recipe.forward.reference_guidance is not None:
         found["forward.reference_guidance"] = recipe.forward.reference_guidance
     return found
@@ -107,9 +110,7 @@ def run_all(names: list[str], known: list[dict[str, Any]]) -> Iterator[list[dict
 
 
 def published() -> list[Path]:
-    """All that draw samples; [data] alone has no epoch to run."""
-    named = sorted(path for path in RECIPES.glob("*.toml") if path.stem != "tiny_sd3_ocr")
-    return [path for path in named if load_recipe(path).update.trains_on != "data"]
+    return sorted(path for path in RECIPES.glob("*.toml") if path.stem != "tiny_sd3_ocr")
 
 
 def _figures(found: Plan) -> dict[str, Any]:

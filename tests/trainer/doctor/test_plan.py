@@ -114,6 +114,28 @@ def test_teachers_are_adapters_of_the_students_shape(tmp_path: Path) -> None:
     assert found.sections["frozen forward"].calls == 1
 
 
+def test_image_text_data_is_in_the_fake_run(tmp_path: Path) -> None:
+    """Alone, beside samples, and in pairs with a reference."""
+    for name in ("alone", "pairs", "beside"):
+        (tmp_path / name).mkdir()
+    alone = shrunk("sd35m_curated_sft", tmp_path / "alone")
+    found = plan(alone)
+    counts = per_image(alone, found.sections)
+    assert set(counts) == {"encode", "update", "step", "in all"}
+    forward = found.sections["sampling forward"]
+    one = forward.flops / 2 / forward.calls  # two images a call
+    assert counts["update"]["flops"] == pytest.approx(2 * one, rel=0.2)
+    assert counts["encode"]["flops"] > 0
+    pairs = shrunk("sd35m_pairs_dpo", tmp_path / "pairs")
+    counts = per_image(pairs, plan(pairs).sections)
+    assert counts["frozen forward"]["flops"] == pytest.approx(one, rel=0.1)
+    beside = shrunk("sd35m_pickscore_fast_nocfg_data", tmp_path / "beside")
+    counts = per_image(beside, plan(beside).sections)
+    # 64 images of the data for 1,152 samples, a forward and a backward each
+    assert counts["data"]["flops"] == pytest.approx(2 * one * 64 / 1152, rel=0.2)
+    assert counts["update"]["flops"] > counts["data"]["flops"]
+
+
 @pytest.mark.skipif(torch.backends.cuda.is_built(), reason="for CPU builds of torch")
 def test_waits_need_a_cuda_build(small: Recipe) -> None:
     with pytest.raises(ConfigError, match="is a CPU build"):

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from flow_trainer.__main__ import main
 from flow_trainer.algorithm.objectives.sft import mean_square
 from flow_trainer.errors import ConfigError
 from flow_trainer.loop.train import train
@@ -215,6 +216,30 @@ def test_beside_samples_both_train(
     assert "data.loss" not in other
     mixed, plain = (weights(tmp_path / name, 3) for name in ("mixed", "plain"))
     assert not all(torch.equal(mixed[name], plain[name]) for name in mixed)
+
+
+@pytest.mark.system
+def test_what_curate_writes_trains_beside_samples(
+    make: Callable[..., Recipe], brightness: Service, images: Path, tmp_path: Path
+) -> None:
+    """One service scores the data, its rule drops the blue, and scores the samples of the run."""
+    command = [
+        "curate",
+        str(images),
+        "--reward",
+        f"bright={brightness.http}",
+        "--keep",
+        "bright<0.42",
+    ]
+    sizes = ["--resolution", "8", "--duplicates", "off", "--validation", "0", "--test", "0"]
+    assert main([*command, *sizes, "--out", str(tmp_path / "curated")]) == 0
+    kept = tmp_path / "curated" / "data" / "train"
+    recipe = make("clip", brightness.http, images=str(kept), weight=0.5)
+    examples = open_examples(recipe)
+    assert examples is not None
+    assert set(examples.prompts) == {"red", "green"}
+    train(recipe, tmp_path / "run")
+    assert all(row["reward"] > 0 and row["data.loss"] > 0 for row in metrics(tmp_path / "run"))
 
 
 @pytest.mark.system

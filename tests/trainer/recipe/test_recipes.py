@@ -60,6 +60,9 @@ def test_recipe(path: Path) -> None:
         ("sd35m_pickscore_dpo", 10, round(9 * (1 + 1 + 1) * 2 / 24)),
         # one of the steps 30 to 39, 36 forwards with it on average
         ("sd35m_pickscore_refl", 36, 1 * (1 + 1 + 1)),
+        # [data] alone: a forward and a backward per image, and the reference of a pair
+        ("sd35m_curated_sft", 0, 1 + 1),
+        ("sd35m_pairs_dpo", 0, 1 + 1 + 1),
         ("sd35m_geneval_awm", 14, 6 * (1 + 1 + 1 + 1)),
         ("flux_hpsv2_dance", 16, 9 * (1 + 2 + 1)),
         ("sd35m_geneval_pepg", 10, 9 * (1 + 1 + 1 + 1)),

@@ -30,10 +30,11 @@ class Forwards:
 
 
 def forwards(recipe: Recipe) -> Forwards:
-    """The first epoch's cost, if every sample has an advantage; groups of equal rewards are skipped."""
+    """The first epoch's cost, if every sample has an advantage; groups of equal rewards are skipped.
+    Of image-text data beside samples see `data_forwards`; alone, per image of it."""
     u, model = recipe.update, recipe.model
     if u.trains_on == "data":
-        return Forwards(0, 0)
+        return Forwards(0, data_forwards(recipe))
     rows = 2 if model.classifier_free > 1 else 1
     backward = 1 if model.tuning == "lora" else 2
     passes = rows * (1 + backward + int(model.gradient_checkpointing))
@@ -47,6 +48,17 @@ def forwards(recipe: Recipe) -> Forwards:
     training = round(trained_steps(recipe) * (passes + _teacher_rows(recipe)) * chosen)
     scouts = (s.candidates or 0) / s.group_size * (s.scout_steps or s.num_steps)
     return Forwards(sampling=round(rows * (recipe.sampled_steps + scouts)), training=training)
+
+
+def data_forwards(recipe: Recipe) -> int:
+    """Transformer forwards per image of [data], the backward counted in them; 0 without it."""
+    d, model = recipe.data, recipe.model
+    if d is None:
+        return 0
+    rows = 2 if model.family != "flux" and d.guidance > 1 else 1
+    reference = d.members - 1  # pairs have one
+    backward = 1 if model.tuning == "lora" else 2
+    return rows * d.levels * (1 + backward + int(model.gradient_checkpointing) + reference)
 
 
 def _teacher_rows(recipe: Recipe) -> float:
@@ -78,9 +90,12 @@ def dry_run(recipe: Recipe, gpus: int = 1) -> Iterator[str]:
     """What `flow-grpo train --dry-run` prints, a line each. Loads no weights."""
     s, u, f = recipe.sampling, recipe.update, forwards(recipe)
     yield f"recipe    {recipe.name}: {recipe.model.family} {recipe.model.path}, {u.objective}"
+    samples = (
+        f"{s.prompts_per_epoch} prompts x {s.group_size} images = {recipe.images_per_epoch} images per "
+        "epoch, "
+    )
     yield (
-        f"sizes     {s.prompts_per_epoch} prompts x {s.group_size} images = "
-        f"{recipe.images_per_epoch} images per epoch, {u.updates_per_epoch} "
+        f"sizes     {samples if u.trains_on != 'data' else ''}{u.updates_per_epoch} "
         f"update{'s' * (u.updates_per_epoch > 1)} per epoch, {recipe.epochs} epochs"
     )
     yield from _data_lines(recipe)
@@ -108,14 +123,11 @@ def _data_lines(recipe: Recipe) -> Iterator[str]:
     if d is None:
         return
     what = f"pairs of {d.pairs}" if d.pairs is not None else f"images of {d.images}"
-    rows = d.batch * d.members * d.levels * u.updates_per_epoch
-    passes = (2 if recipe.model.family != "flux" and d.guidance > 1 else 1) * (
-        2 + (recipe.model.tuning == "full") + recipe.model.gradient_checkpointing + (d.members - 1)
-    )
+    cost = data_forwards(recipe) * d.batch * d.members * u.updates_per_epoch
     alone = " and nothing else" if u.trains_on == "data" else ""
     yield (
         f"data      {d.batch} {what} per update at {d.levels} noise level{'s' * (d.levels > 1)}{alone}: "
-        f"{rows * passes:,} forwards per epoch"
+        f"{cost:,} forwards per epoch"
     )
 
 

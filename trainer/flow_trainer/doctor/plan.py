@@ -8,13 +8,9 @@ together), what compiled kernels fuse, and how a sharded model is gathered.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-import importlib
-from collections.abc import Iterator, Mapping
-from types import SimpleNamespace
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -23,36 +19,25 @@ from flow_trainer.algorithm.advantages import Advantages
 from flow_trainer.algorithm.ema import Ema, ema_rule, old_policy_rule
 from flow_trainer.doctor.estimate import GB, trained_steps
 from flow_trainer.doctor.fake_device import Ledger, Section, fake_gpu
-from flow_trainer.errors import ConfigError
+from flow_trainer.doctor.fake_policy import fake_policy
 from flow_trainer.loop.rollout import rollout
 from flow_trainer.loop.updates.chosen import update_chosen
+from flow_trainer.loop.updates.data import DataGradients, update_data
+from flow_trainer.loop.updates.descend import UpdateStats
 from flow_trainer.loop.updates.distill import update_distill
+from flow_trainer.loop.updates.examples import Example, Examples
 from flow_trainer.loop.updates.forward import update_forward
 from flow_trainer.loop.updates.optimizers import make_optimizer
 from flow_trainer.loop.updates.replay import reference_velocities
 from flow_trainer.loop.updates.through_pixels import PixelGradients, update_through_pixels
 from flow_trainer.loop.updates.trajectory import update_policy
-from flow_trainer.models import diffusers_policy, tuning
-from flow_trainer.models.architectures import transformer_config
 from flow_trainer.models.conditioning import Conditioning
-from flow_trainer.models.diffusers_policy import DiffusersPolicy
-from flow_trainer.models.families import FAMILIES
-from flow_trainer.models.memory import text_tokens, trained_rows
+from flow_trainer.models.memory import trained_rows
 from flow_trainer.recipe import Recipe
 from flow_trainer.recipe.prompts import Prompt
 
-VAE = {
-    "down_block_types": ("DownEncoderBlock2D",) * 4,
-    "up_block_types": ("UpDecoderBlock2D",) * 4,
-    "block_out_channels": (128, 256, 512, 512),
-    "layers_per_block": 2,
-    "latent_channels": 16,
-    "use_quant_conv": False,
-    "use_post_quant_conv": False,
-    "shift_factor": 0.06,
-    "scaling_factor": 1.5,
-}
-"""Of SD3, FLUX.1 and Z-Image; the last two do not matter here."""
+BESIDE = ("encode", "data")
+"""Sections of image-text data, where it is trained beside samples."""
 COUNTS = ("launches", "bytes", "flops")
 
 
@@ -76,10 +61,8 @@ class Plan:
 
 def plan(recipe: Recipe) -> Plan:
     """Runs a micro-batch of `recipe` on a fake GPU; teachers are taken to have adapters of the student's
-    own rank, [data] beside samples is left out. Raises ConfigError for a model whose parts are not on
-    record, and where there are no samples."""
-    if recipe.update.trains_on == "data":
-        raise ConfigError("no fake run for update.objective = data: it has no samples to draw")
+    own rank. Where [data] trains alone, what is sampled is what evaluations sample. Raises ConfigError
+    for a model whose parts are not on record."""
     small = _one_micro_batch(recipe)
     with fake_gpu(torch.device("cpu")) as ledger:
         return _Epoch(small, ledger, trained=trained_rows(recipe)).run()
@@ -87,23 +70,36 @@ def plan(recipe: Recipe) -> Plan:
 
 def per_image(recipe: Recipe, sections: Mapping[str, Section]) -> dict[str, dict[str, float]]:
     """Launches, bytes (of what is no matrix product) and FLOPs per image of a whole epoch, from the
-    fake run's `sections`: by part, and in all."""
+    fake run's `sections`: by part, and in all. Images are those sampled or, where [data] trains alone,
+    its own."""
     small = _one_micro_batch(recipe)
     images = small.images_per_epoch
+    beside, levels = _data_share(recipe, small), recipe.data.levels if recipe.data else 0
     trained = trained_steps(recipe) / recipe.update.steps_per_forward
     if recipe.update.trains_on == "gradients":
         trained = 1.0  # all steps of the window are in the fake run's update
     steps = recipe.sampled_steps / small.sampled_steps
     group = recipe.sampling.group_size
-    passes = trained * recipe.update.chosen(group) / group / trained_rows(recipe)
+    passes = trained * recipe.update.chosen(group) / group / max(1, trained_rows(recipe))
     times = {
         "sampling": 1 / images,
         "sampling forward": steps / images,
         "decode": 1 / images,
         "frozen forward": passes,
         "update": passes,
+        "encode": beside,
+        "data": beside * levels,
         "step": 1 / recipe.share,
     }
+    if recipe.update.trains_on == "data":
+        per_update = recipe.images_taken / recipe.update.updates_per_epoch
+        passes = beside * levels
+        times = {
+            "encode": beside,
+            "frozen forward": passes,
+            "update": passes,
+            "step": 1 / per_update,
+        }
     found = {
         name: {key: getattr(sections[name], key) * factor for key in COUNTS}
         for name, factor in times.items()
@@ -111,6 +107,14 @@ def per_image(recipe: Recipe, sections: Mapping[str, Section]) -> dict[str, dict
     }
     found["in all"] = {key: sum(part[key] for part in found.values()) for key in COUNTS}
     return found
+
+
+def _data_share(recipe: Recipe, small: Recipe) -> float:
+    """An epoch's images of [data] over those of the fake run, per image."""
+    if recipe.data is None or small.data is None:
+        return 0.0
+    count = recipe.data.batch * recipe.update.updates_per_epoch
+    return count / small.data.batch / recipe.images_taken
 
 
 def plan_lines(recipe: Recipe) -> Iterator[str]:
@@ -157,6 +161,9 @@ def _one_micro_batch(recipe: Recipe) -> Recipe:
         "update": recipe.update.model_copy(update={"updates_per_epoch": 1, "trained_steps": None}),
         "model": m.model_copy(update={"compile": False}),
     }
+    if recipe.data is not None:
+        batch = max(1, s.micro_batch // recipe.data.members)
+        sections["data"] = recipe.data.model_copy(update={"batch": batch, "levels": 1})
     return recipe.model_copy(update=sections)
 
 
@@ -174,7 +181,7 @@ class _Epoch:
         self.recipe, self.ledger = recipe, ledger
         self.trained = trained or recipe.sampling.group_size
         u = recipe.update
-        self.policy = _fake_policy(recipe, ledger, blocks)
+        self.policy = fake_policy(recipe, ledger, blocks)
         pipeline: Any = self.policy._pipeline
         self.vae = _nbytes(pipeline.vae)
         self.transformer = _nbytes(pipeline.transformer)
@@ -199,7 +206,10 @@ class _Epoch:
         recipe, ledger, policy = self.recipe, self.ledger, self.policy
         s = recipe.sampling
         prompts = [Prompt(f"a sign {p}") for p in range(s.prompts_per_epoch)]
-        policy.prepare_prompts([prompt.text for prompt in prompts])
+        data = _made_up_data(recipe)
+        policy.prepare_prompts(
+            [*(prompt.text for prompt in prompts), *(data.prompts if data else ())]
+        )
         self._watch()
         before = ledger.live
         with ledger.section("sampling"):
@@ -211,8 +221,7 @@ class _Epoch:
         before = ledger.live
         for parameter in self.parameters.values():  # as an earlier micro-batch leaves them
             parameter.grad = torch.zeros_like(parameter)
-        with ledger.section("update"):
-            self._update(samples, conditioning, v_ref)
+        self._update(samples, conditioning, v_ref, data)
         gradients = sum(p.nbytes for p in self.parameters.values())
         moments = sum(
             value.nbytes
@@ -222,7 +231,7 @@ class _Epoch:
         )
         averages = sum(w.nbytes for average in self.averages for w in average.weights().values())
         peak = {name: section.peak - before for name, section in ledger.sections.items()}
-        peak["update"] = self._update_peak - before
+        peak["update"] = max([self._update_peak - before, *(peak[n] for n in BESIDE if n in peak)])
         return Plan(
             transformer=self.transformer,
             vae=self.vae,
@@ -242,10 +251,12 @@ class _Epoch:
             "sampling": ledger.within("sampling forward", plain),
             "start": ledger.within("frozen forward", plain),
             "update": lambda *a: (plain if torch.is_grad_enabled() else frozen)(*a),
+            "data": plain,
         }
         frozen = named["start"]
         policy.velocity = lambda *a: named[ledger.at](*a)  # type: ignore[method-assign]
         policy.decode = ledger.within("decode", policy.decode)  # type: ignore[method-assign]
+        policy.to_latents = ledger.within("encode", policy.to_latents)  # type: ignore[method-assign]
         self.optimizer.zero_grad = lambda **_: None  # type: ignore[method-assign]
         step = ledger.within("step", self.optimizer.step)
 
@@ -258,7 +269,22 @@ class _Epoch:
         for average in self.averages:
             average.update = ledger.within("step", average.update)  # type: ignore[method-assign]
 
-    def _update(self, samples: Any, conditioning: Conditioning, v_ref: Any) -> None:
+    def _update(
+        self, samples: Any, conditioning: Conditioning, v_ref: Any, examples: Examples | None
+    ) -> None:
+        recipe, ledger = self.recipe, self.ledger
+        if recipe.data is not None and examples is not None:
+            gradients = DataGradients(self.policy, recipe, recipe.data, examples, 0)
+            if recipe.update.trains_on == "data":
+                with ledger.section("update"):
+                    update_data(self.policy, self.optimizer, self.ema, recipe, 0, gradients)
+                return
+            with ledger.section("data"):
+                gradients(0, 1.0, UpdateStats())
+        with ledger.section("update"):
+            self._update_on_samples(samples, conditioning, v_ref)
+
+    def _update_on_samples(self, samples: Any, conditioning: Conditioning, v_ref: Any) -> None:
         recipe, s = self.recipe, self.recipe.sampling
         shape = (s.prompts_per_epoch, s.group_size)
         # none is 0, and no two of a group are equal: some objectives choose among them
@@ -292,67 +318,6 @@ class _Epoch:
             update_policy(self.policy, self.optimizer, self.ema, *what, v_ref)
 
 
-def _fake_policy(recipe: Recipe, ledger: Ledger, blocks: int | None) -> DiffusersPolicy:
-    """The recipe's policy with a pipeline of fake weights, its prompts' embeddings made up."""
-    import diffusers
-
-    m = recipe.model
-    found = transformer_config(m.path)
-    if found is None or m.family == "qwen_image":
-        raise ConfigError(
-            f"no fake run for model.path = {m.path!r}: its parts are not on record; those of "
-            "SD3.5, FLUX.1-dev, FLUX.2-klein and Z-Image are"
-        )
-    name, config = found
-    if blocks is not None:
-        lists = ("num_layers", "num_single_layers", "n_layers")
-        config = {**config, **{key: blocks for key in lists if key in config}}
-    family = importlib.import_module(FAMILIES[m.family]).FAMILY
-    dtype = getattr(torch, m.dtype)
-    shift: dict[str, Any] = {"shift": 3.0}
-    if m.family in ("flux", "flux2_klein"):
-        shift |= {"use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15}
-    pipeline = SimpleNamespace(
-        transformer=_fake(getattr(diffusers, name), config, dtype, ledger.device),
-        vae=_fake(*_vae(m.family), torch.float32, ledger.device),
-        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(**shift),
-        vae_scale_factor=8,
-        to=lambda device: None,
-        **dict.fromkeys(family.text_encoders, torch.nn.Identity()),
-    )
-    width = family.text_width(pipeline.transformer.config)
-    pooled = pipeline.transformer.config.get("pooled_projection_dim")
-
-    def encode(pipeline: Any, model: Any, prompts: list[str], device: torch.device) -> Conditioning:
-        rows, place = len(prompts), {"dtype": dtype, "device": device}
-        return Conditioning(
-            torch.zeros(rows, text_tokens(model), width, **place),
-            None if pooled is None else torch.zeros(rows, pooled, **place),
-        )
-
-    with (
-        patch.object(diffusers_policy, "_dtype", lambda model, _: getattr(torch, model.dtype)),
-        patch.object(tuning, "load_adapter", _fake_adapter),
-        torch.device(ledger.device),  # where LoRA's weights are made
-    ):
-        return DiffusersPolicy(
-            dataclasses.replace(family, encode=encode),
-            m,
-            ledger.device,
-            with_reference=recipe.needs_reference,
-            pipeline=pipeline,
-            teachers={name: teacher.adapter for name, teacher in recipe.teachers.items()},
-        )
-
-
-def _vae(family: str) -> tuple[Any, dict[str, Any]]:
-    import diffusers
-
-    if family == "flux2_klein":
-        return diffusers.AutoencoderKLFlux2, {}  # its defaults are the published configuration
-    return diffusers.AutoencoderKL, VAE
-
-
 def _made_up(recipe: Recipe) -> PixelGradients:
     size = (recipe.model.height, recipe.model.width, 3)
     count = recipe.images_per_epoch
@@ -363,20 +328,20 @@ def _made_up(recipe: Recipe) -> PixelGradients:
     )
 
 
-def _fake_adapter(transformer: Any, source: str, name: str, key: str) -> None:
-    """A teacher's, in place of the one at `source`: of the student's shape."""
-    student = next(iter(transformer.peft_config.values()))
-    transformer.add_adapter(copy.deepcopy(student), adapter_name=name)
+class _MadeUp(Examples):
+    def images(self, numbers: Sequence[int]) -> Tensor:
+        count = sum(len(self._examples[number].names) for number in numbers)
+        return torch.zeros(count, self._height, self._width, 3, dtype=torch.uint8)
+
+
+def _made_up_data(recipe: Recipe) -> Examples | None:
+    """As many as an update takes."""
+    d, m = recipe.data, recipe.model
+    if d is None:
+        return None
+    names = ("",) * d.members
+    return _MadeUp([Example(f"a sign {n}", names, ()) for n in range(d.batch)], m.width, m.height)
 
 
 def _nbytes(module: nn.Module) -> int:
     return sum(t.nbytes for t in (*module.parameters(), *module.buffers()))
-
-
-def _fake(kind: Any, config: Any, dtype: torch.dtype, device: torch.device) -> nn.Module:
-    with torch.device("meta"):
-        module = kind.from_config(config)
-    module.to_empty(device=device)
-    for tensor in (*module.parameters(), *module.buffers()):
-        tensor.data = tensor.data.to(dtype)
-    return module

@@ -22,7 +22,7 @@ EVIDENCE = ("run at full size", "dry run and fake run", "figures of the original
 class Listed:
     name: str
     images: int
-    """Per epoch."""
+    """Per epoch: sampled or, where nothing is, of [data]."""
     forwards: int
     """Of the transformer, per image, the backward counted in them."""
     evidence: str
@@ -40,7 +40,7 @@ def listed(path: Path) -> Listed:
             f"{path}: needs a header line `# Evidence: ...` of {', '.join(EVIDENCE)}; several are "
             "joined by `; `, and (...) may say more"
         )
-    images = recipe.images_per_epoch
+    images = recipe.images_taken
     return Listed(recipe.name, images, forwards(recipe).total, lines[0], header[0])
 
 

@@ -21,7 +21,6 @@ from flow_trainer.loop.run import Run
 from flow_trainer.loop.sampling import Batch
 from flow_trainer.loop.updates.descend import UpdateStats
 from flow_trainer.models.policy import Work
-from flow_trainer.recipe import Recipe
 from flow_trainer.recipe.prompts import Prompt
 from flow_trainer.record.audit import audit_rows, image_hash
 from flow_trainer.record.runlog import image_grid
@@ -48,21 +47,13 @@ def meters(run: Run, seconds: float) -> dict[str, float]:
     return {
         **speed(
             Work(sum(tokens), sum(flops)),
-            _images(recipe),
+            recipe.images_taken,
             seconds,
             None if peak is None else peak * run.world.size,
         ),
         "peak_memory_gb": max(memory),
         **{name: sum(column) for name, column in zip(traffic, sent, strict=True)},
     }
-
-
-def _images(recipe: Recipe) -> int:
-    """That an epoch draws, or takes from data where it draws none."""
-    data = recipe.data
-    if data is None or recipe.update.trains_on != "data":
-        return recipe.images_per_epoch
-    return data.batch * data.members * recipe.update.updates_per_epoch
 
 
 def log_grid(run: Run, batch: Batch) -> None:

@@ -177,6 +177,8 @@ def _prompt_count(path: str) -> int:
 
 
 def _latents_per_image(recipe: Recipe) -> int:
+    if recipe.update.trains_on == "data":
+        return 0
     window = len(recipe.window(0))
     if window == 0:
         return 1
@@ -209,8 +211,22 @@ def text_tokens(m: Model) -> int:
 def trained_rows(recipe: Recipe) -> int:
     """Samples of a micro-batch that an update takes through the transformer: those that groups choose."""
     s = recipe.sampling
+    if recipe.update.trains_on == "data":
+        return 0
     chosen = math.ceil(s.micro_batch / s.group_size) * recipe.update.chosen(s.group_size)
     return min(s.micro_batch, chosen)
+
+
+def _data_rows(recipe: Recipe) -> int:
+    """Rows of the transformer that a micro-batch of [data] is."""
+    d, size = recipe.data, recipe.sampling.micro_batch
+    if d is None:
+        return 0
+    return max(1, size // d.members) * d.members * _guided(recipe.model, d.guidance)
+
+
+def _guided(m: Model, guidance: float) -> int:
+    return 2 if guidance > 1 and m.family != "flux" else 1
 
 
 def _activations(
@@ -219,8 +235,7 @@ def _activations(
     m, s = recipe.model, recipe.sampling
     through_pixels = recipe.update.trains_on == "gradients"
     together = s.window.size if through_pixels else recipe.update.steps_per_forward
-    guided = 2 if m.guidance > 1 and m.family != "flux" else 1
-    rows = trained_rows(recipe) * together * guided
+    rows = max(trained_rows(recipe) * together * _guided(m, m.guidance), _data_rows(recipe))
     side = _latent_layout(m)[0] * PATCH
     tokens = (m.height // side) * (m.width // side) + text_tokens(m)
     per_element = rows * tokens * model.width * element

@@ -68,6 +68,14 @@ class Recipe(Section):
         return self.sampling.prompts_per_epoch * self.sampling.group_size
 
     @property
+    def images_taken(self) -> int:
+        """That an epoch draws, or takes from [data] where it draws none."""
+        d = self.data
+        if d is None or self.update.trains_on != "data":
+            return self.images_per_epoch
+        return d.batch * d.members * self.update.updates_per_epoch
+
+    @property
     def scouting(self) -> Recipe:
         """This recipe as its scouts are drawn."""
         s = self.sampling

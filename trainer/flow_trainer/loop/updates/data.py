@@ -135,7 +135,7 @@ def update_data(
         ema,
         recipe,
         epoch,
-        [0],
+        [],  # of no sample
         nothing,
         loss,
         stats,
