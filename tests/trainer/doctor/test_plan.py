@@ -72,6 +72,10 @@ def test_a_fake_run_is_the_programs_own_epoch(small: Recipe) -> None:
     assert counts["in all"]["launches"] == pytest.approx(
         sum(part["launches"] for name, part in counts.items() if name != "in all")
     )
+    one = small.model_copy(update={"sampling": small.sampling.model_copy(update={"micro_batch": 1})})
+    assert per_image(one, plan(one).sections)["in all"]["flops"] == pytest.approx(
+        counts["in all"]["flops"], rel=0.01
+    )
     checkpointed = small.model.model_copy(update={"gradient_checkpointing": True})
     less = plan(small.model_copy(update={"model": checkpointed}))
     assert less.activations < 0.7 * found.activations

@@ -80,7 +80,9 @@ def per_image(recipe: Recipe, sections: Mapping[str, Section]) -> dict[str, dict
         trained = 1.0  # all steps of the window are in the fake run's update
     steps = recipe.sampled_steps / small.sampled_steps
     group = recipe.sampling.group_size
-    passes = trained * recipe.update.chosen(group) / group / max(1, trained_rows(recipe))
+    # of all images of the fake run, which are two where a micro-batch is one
+    rows = trained_rows(recipe) if recipe.update.trains_on == "chosen samples" else images
+    passes = trained * recipe.update.chosen(group) / group / rows
     times = {
         "sampling": 1 / images,
         "sampling forward": steps / images,
