@@ -203,6 +203,38 @@ def test_a_guided_reference_is_another(policy: Policy) -> None:
     assert not torch.allclose(guided, plain, atol=1e-5)
 
 
+def test_finished_samples_may_be_drawn_with_noise(
+    policy: Policy, recipe_data: dict[str, Any]
+) -> None:
+    window = {"kind": "first", "size": 2}
+    clip = changed(recipe_data, "sampling", same_latent=True, window=window)
+    nft = changed(clip.model_dump(), "update", objective="nft")
+    on_trajectories, _ = sample(policy, clip)
+    samples, _ = sample(policy, nft)
+    assert torch.equal(samples.x_0, on_trajectories.x_0)
+    assert samples.latents.numel() == samples.log_probs.numel() == 0, "nothing is kept of the steps"
+    first, second = samples.x_0[:2]
+    assert not torch.allclose(first, second), "one noise at the start, others on the way"
+    stats, _, _ = forward_update(policy, nft)
+    assert stats.updates == 2
+
+
+@pytest.mark.parametrize("times", ["schedule", "stratified"])
+def test_skipped_levels_are_not_trained(
+    policy: Policy, recipe_data: dict[str, Any], times: str
+) -> None:
+    data = {**recipe_data, "forward": {"skip_steps": 1, "first_steps": 3, "times": times}}
+    data["sampling"] = {**data["sampling"], "dynamics": "ode"}
+    recipe = changed(data, "update", objective="epg", trained_steps=2)
+    samples, _ = sample(policy, recipe)
+    levels = forward._levels(recipe, 0, samples, samples.keys)[:, :2]
+    schedule = samples.sigmas
+    assert float(levels.max()) <= float(schedule[1]) < float(schedule[0])
+    assert float(levels.min()) > float(schedule[3])
+    if times == "schedule":
+        assert set(levels.unique().tolist()) == set(schedule[1:3].tolist())
+
+
 def test_unscored_samples_do_not_enter_the_forward_update(recipe_data: dict[str, Any]) -> None:
     data = {**recipe_data, "sampling": {**recipe_data["sampling"], "dynamics": "ode"}}
     recipe = changed(data, "update", objective="nft")

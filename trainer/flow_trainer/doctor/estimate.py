@@ -100,7 +100,7 @@ def dry_run(recipe: Recipe, gpus: int = 1) -> Iterator[str]:
     )
     yield from _data_lines(recipe)
     if u.trains_on != "data":
-        stochastic = "" if s.deterministic else f", {len(recipe.window(0))} of them stochastic"
+        stochastic = "" if s.deterministic else f", {len(recipe.noisy_steps(0))} of them stochastic"
         yield (
             f"steps     {s.num_steps} sampled ({s.dynamics}){stochastic}, "
             f"{trained_steps(recipe)} trained per image"

@@ -63,10 +63,9 @@ def rollout(
     equally often on every rank. `chosen` says which member each sample is, prompt by prompt, where
     that is not 0, 1, ...
     """
-    sampling, window = recipe.sampling, recipe.window(epoch)
+    sampling, window, noisy = recipe.sampling, recipe.window(epoch), recipe.noisy_steps(epoch)
     sigmas = _schedule(policy, recipe, window)
     members = _members(indices, sampling.group_size, chosen)
-    stochastic = 0 if recipe.update.trains_on == "gradients" else len(window)
     done: list[int] = []
     finished, latents, log_probs, means = [], [], [], []
     turns = [turn for share in shares(recipe, len(members)) for turn in world.turns(share)]
@@ -76,7 +75,7 @@ def rollout(
     def draw(rows: range) -> tuple[Tensor, Tensor]:
         keys = [members[row] for row in rows]
         shape, same = policy.latent_shape, sampling.same_latent
-        return sample_noise(recipe.seed, epoch, keys, shape, stochastic, same_latent=same)
+        return sample_noise(recipe.seed, epoch, keys, shape, len(noisy), same_latent=same)
 
     with Ahead(draw, policy.device) as ahead:
         for number, turn in enumerate(turns):
@@ -95,15 +94,16 @@ def rollout(
                 watch.see(f"velocity at step {i}", v)
                 if i in window and not kept:
                     kept.append(x)
-                if i in window and stochastic:
+                if i in noisy:
                     step = transition(recipe, sigmas, steps, x, v)
-                    x = step.sample(noise[:, i - window.start])
+                    x = step.sample(noise[:, i - noisy.start])
+                else:
+                    x = ode.step(x, v, sigmas[i], sigmas[i + 1])
+                if i in noisy and i in window:
                     kept.append(x)
                     densities.append(step.log_prob(x))
                     watch.see(f"log-probability at step {i}", densities[-1])
                     centres.append(step.mean)
-                else:
-                    x = ode.step(x, v, sigmas[i], sigmas[i + 1])
                 leaving.look()
             if not turn.counts:
                 continue

@@ -154,6 +154,11 @@ def _scouts(recipe: Recipe) -> None:
             f"update.keep draws the chosen samples again, which update.objective = {u.objective}, on "
             "stochastic steps, cannot: use an objective on finished samples"
         )
+    if not s.deterministic:
+        raise ValueError(
+            f"update.keep draws the chosen samples again along the ode, not with sampling.dynamics = "
+            f"{s.dynamics}: use ode or ode2"
+        )
     if min(u.keep) < 0 or sum(u.keep) != s.group_size:
         raise ValueError(
             f"update.keep = {list(u.keep)} must add up to sampling.group_size = {s.group_size}"
@@ -190,11 +195,11 @@ def _objective(recipe: Recipe) -> None:
         )
     if u.trains_on in ("teachers", "gradients", "data"):
         return
-    if u.forward_process != s.deterministic:
+    if s.deterministic and not u.forward_process:
         raise ValueError(
             f"update.objective = {u.objective} does not go with sampling.dynamics = {s.dynamics}: "
-            f"{_FORWARD} train on finished samples of ode or ode2, the others on the stochastic steps of "
-            "flow_sde, cps, dance_sde or flash_sde"
+            f"{_FORWARD} train on finished samples however they were drawn, the others on the stochastic "
+            "steps of flow_sde, cps, dance_sde or flash_sde"
         )
 
 
@@ -300,7 +305,7 @@ def _forward_process(recipe: Recipe) -> None:
                 f"[forward] belongs to update.objective = {_FORWARD}, not to {u.objective}"
             )
         return
-    if s.same_latent:
+    if s.same_latent and s.deterministic:
         raise ValueError(
             f"sampling.same_latent with sampling.dynamics = {s.dynamics} draws the same image for a whole "
             "group: nothing to learn from"
@@ -329,14 +334,21 @@ def _levels(recipe: Recipe) -> None:
         raise ValueError(
             f"forward.first_steps = {f.first_steps} exceeds sampling.num_steps = {s.num_steps}"
         )
-    if u.trains_on == "chosen samples" and (f.share, f.times, f.first_steps) != (
-        "none",
-        "schedule",
-        None,
+    if not recipe.levels:
+        raise ValueError(
+            f"forward.skip_steps = {f.skip_steps} leaves no noise level of the first "
+            f"{recipe.levels.stop} steps: lower it"
+        )
+    whole = Forward()
+    if u.trains_on == "chosen samples" and (f.share, f.times, f.first_steps, f.skip_steps) != (
+        whole.share,
+        whole.times,
+        whole.first_steps,
+        whole.skip_steps,
     ):
         raise ValueError(
             f"update.objective = {u.objective} draws its noise levels from all of the schedule: leave "
-            "out forward.share, forward.times and forward.first_steps"
+            "out forward.share, forward.times, forward.first_steps and forward.skip_steps"
         )
     if u.trains_on == "chosen samples" and f.reference_guidance is not None:
         raise ValueError(
@@ -361,11 +373,11 @@ def _levels(recipe: Recipe) -> None:
 
 def _trained_steps(recipe: Recipe) -> None:
     u = recipe.update
-    available = recipe.level_steps if u.forward_process else len(recipe.window(0))
+    available = len(recipe.levels) if u.forward_process else len(recipe.window(0))
     if u.trained_steps is not None and u.trained_steps > available:
         raise ValueError(
             f"update.trained_steps = {u.trained_steps} exceeds the {available} steps there are to "
-            "train (sampling.num_steps, sampling.window, forward.first_steps)"
+            "train (sampling.num_steps, sampling.window, forward.first_steps and skip_steps)"
         )
 
 

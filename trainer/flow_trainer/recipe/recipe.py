@@ -132,12 +132,12 @@ class Recipe(Section):
     @property
     def forward_steps(self) -> int:
         """Noise levels per sample that objectives on finished samples train."""
-        return self.update.trained_steps or min(self.level_steps, self.sampling.num_steps - 1)
+        return self.update.trained_steps or min(len(self.levels), self.sampling.num_steps - 1)
 
     @property
-    def level_steps(self) -> int:
-        """First steps of the schedule that they are drawn from."""
-        return self.forward.first_steps or self.sampling.num_steps
+    def levels(self) -> range:
+        """Steps of the schedule that they are drawn from."""
+        return range(self.forward.skip_steps, self.forward.first_steps or self.sampling.num_steps)
 
     @property
     def window_pool(self) -> range:
@@ -165,9 +165,19 @@ class Recipe(Section):
         return (pool.start + pool.stop + size) / 2
 
     def window(self, epoch: int) -> range:
-        """Stochastic steps of `epoch`; of the ode under opd and refl, the steps that are trained."""
-        if self.update.forward_process:
+        """Steps of `epoch`'s trajectories that are trained: the stochastic ones; of the ode under opd and
+        refl, those of [sampling.window] too."""
+        return range(0) if self.update.forward_process else self._window(epoch)
+
+    def noisy_steps(self, epoch: int) -> range:
+        """Steps of `epoch` that a transition draws, the others being the solver's."""
+        if self.update.trains_on == "gradients":
             return range(0)
+        if self.update.forward_process and self.sampling.deterministic:
+            return range(0)
+        return self._window(epoch)
+
+    def _window(self, epoch: int) -> range:
         w = self.sampling.window
         return window(
             w.kind,

@@ -130,6 +130,9 @@ class Forward(Section):
     equal parts of the schedule as there are levels, between its steps too."""
     first_steps: int | None = Field(default=None, ge=1)
     """Draw noise levels from that many first steps of the schedule (default: from all)."""
+    skip_steps: int = Field(default=0, ge=0)
+    """But not from that many first ones, the noisiest. What is decided there, as layout and colours are,
+    then moves less."""
     reference_guidance: float | None = Field(default=None, ge=1)
     """Guidance scale of the reference (default: model.guidance)."""
     old_start: int = Field(default=0, ge=0)

@@ -221,9 +221,9 @@ def _levels(
 ) -> Tensor:
     """(B, forward_steps or more): the noise levels of samples with these keys, in the order in which
     they are trained."""
-    shared, steps = recipe.forward.share != "none", recipe.level_steps
+    shared, levels = recipe.forward.share != "none", recipe.levels
     if recipe.forward.times == "stratified":
         times = stratified_times(recipe.seed, epoch, keys, recipe.forward_steps, shared=shared)
-        return sigma_at(samples.sigmas.cpu(), times * steps)
-    order = forward_steps(recipe.seed, epoch, keys, steps, shared=shared)
+        return sigma_at(samples.sigmas.cpu(), levels.start + times * len(levels))
+    order = levels.start + forward_steps(recipe.seed, epoch, keys, len(levels), shared=shared)
     return samples.sigmas.cpu()[order]
