@@ -65,7 +65,9 @@ def _shape(recipe: Recipe) -> str:
     u = recipe.update
     if u.chosen(recipe.sampling.group_size) < recipe.sampling.group_size:
         return u.objective
-    if u.whole_groups or recipe.teachers or u.trains_on == "data":  # their other settings go with no other objective
+    if (
+        u.whole_groups or recipe.teachers or u.trains_on == "data"
+    ):  # their other settings go with no other objective
         return u.objective
     return "nft" if u.forward_process else "clip"
 

@@ -72,7 +72,9 @@ def test_a_fake_run_is_the_programs_own_epoch(small: Recipe) -> None:
     assert counts["in all"]["launches"] == pytest.approx(
         sum(part["launches"] for name, part in counts.items() if name != "in all")
     )
-    one = small.model_copy(update={"sampling": small.sampling.model_copy(update={"micro_batch": 1})})
+    one = small.model_copy(
+        update={"sampling": small.sampling.model_copy(update={"micro_batch": 1})}
+    )
     assert per_image(one, plan(one).sections)["in all"]["flops"] == pytest.approx(
         counts["in all"]["flops"], rel=0.01
     )
