@@ -3,15 +3,21 @@
 import subprocess
 import sys
 from importlib import import_module
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from transformers import CLIPModel
 
 from clip_checkpoints import tile_image, write_clip, write_head, write_hps
 from processes import environment
 from reward_api import RewardClient
+from reward_api.wire.embeddings import unpack_embedding
 from reward_api.wire.messages import Item, PackedImages, ScoreRequest
 from reward_services.chassis.service import RewardService
+from reward_services.clip.model import load_checkpoint, projected
+from reward_services.clipscore.pixels import clipscore_pixels
 
 pytestmark = pytest.mark.system
 
@@ -47,6 +53,15 @@ async def in_process(reward, settings):
     return [result.score.value for result in response.results if result.score], response.revision
 
 
+def own_features(folder):
+    """Image features as transformers computes them from the same checkpoint, of unit length."""
+    model = load_checkpoint(CLIPModel, Path(folder))
+    pixels = torch.from_numpy(np.stack([clipscore_pixels(image) for image in IMAGES]))
+    with torch.no_grad():
+        features = projected(model.get_image_features(pixel_values=pixels)).numpy()
+    return features / np.linalg.norm(features, axis=1, keepdims=True)
+
+
 @pytest.mark.parametrize("reward", REWARDS)
 async def test_every_wire_gives_the_same(services, tmp_path, reward):
     settings = checkpoint(reward, tmp_path / "weights")
@@ -58,7 +73,16 @@ async def test_every_wire_gives_the_same(services, tmp_path, reward):
             batch = client.score(IMAGES, PROMPTS)
             # Half the images come with the prompt forgotten: an error of theirs alone.
             partial = client.score(IMAGES, [*PROMPTS[:3], "", " ", ""])
+            detailed = client.score(IMAGES, PROMPTS, include_details=True)
             metadata = client.metadata()
+        assert batch.details == [None] * len(IMAGES)
+        assert detailed.values.tolist() == pytest.approx(expected, abs=1e-5)
+        embeddings = np.stack([unpack_embedding(details) for details in detailed.details])
+        assert np.linalg.norm(embeddings, axis=1) == pytest.approx(1)
+        assert len(np.unique(embeddings, axis=0)) == len(IMAGES)
+        if reward == "clipscore":
+            wanted = own_features(settings["weights"])
+            assert embeddings == pytest.approx(wanted, abs=1e-3)  # float16
         assert not batch.errors
         assert batch.values.tolist() == pytest.approx(expected, abs=1e-5)
         assert len(set(expected)) == len(expected)

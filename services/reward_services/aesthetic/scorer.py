@@ -11,6 +11,7 @@ from reward_api.wire.messages import ItemScore, ScoreRange
 from reward_services.aesthetic.head import FILE, SHA256, check_digest, load_head
 from reward_services.chassis.scorer import Sample, Scorer, ScorerInfo, ScorerSettings
 from reward_services.chassis.weights import WeightsError, fetch_weights
+from reward_services.clip.embeddings import with_embeddings
 from reward_services.clip.pixels import check_aspect, clip_crop, clip_normalise
 
 AESTHETIC = ScoreRange(
@@ -73,10 +74,9 @@ class AestheticScorer(Scorer):
 
     def score(self, batch: Sequence[Sample]) -> Sequence[ItemScore]:
         features = self._tower.features(np.stack([sample.prepared for sample in batch]))
-        return [
-            ItemScore(value=value, scores={"aesthetic": value})
-            for value in self._head.scores(features)
-        ]
+        values = self._head.scores(features)
+        scores = [ItemScore(value=value, scores={"aesthetic": value}) for value in values]
+        return with_embeddings(scores, features, batch)
 
     def score_gradient(self, batch: Sequence[Sample]) -> Sequence[ItemScore]:
         from reward_services.clip.gradients import resized_crop, with_gradients

@@ -48,12 +48,18 @@ class ClipPairs:
             )
         self._model = model.to(device, getattr(torch, dtype))
 
-    @torch.inference_mode()
     def cosines(self, pixels: np.ndarray, prompts: Sequence[str]) -> list[float]:
         """(N, H, W, 3) uint8 crops, or (N, 3, H, W) normalised pixels, float32 or float16, and their
         N prompts -> N cosines."""
+        return self.compare(pixels, prompts)[0]
+
+    @torch.inference_mode()
+    def compare(self, pixels: np.ndarray, prompts: Sequence[str]) -> tuple[list[float], np.ndarray]:
+        """`cosines`, and the image embeddings, (N, D) float32 of unit length."""
         inputs = model_pixels(pixels, self._model.device).to(self._model.dtype)
-        return self._cosines(inputs, prompts).tolist()
+        images = self._image_features(inputs)
+        cosines = pair_cosines(images, prompts, self._text_features)
+        return cosines.tolist(), unit(images).cpu().numpy()
 
     def gradients(self, pixels: np.ndarray, prompts: Sequence[str]) -> tuple[list[float], Tensor]:
         """`cosines`, and each one's gradient with respect to its pixels, float32 (N, 3, H, W)."""
@@ -64,8 +70,10 @@ class ClipPairs:
         return input_gradient(score, pixels, self._model.device, self._model.dtype)
 
     def _cosines(self, inputs: Tensor, prompts: Sequence[str]) -> Tensor:
-        images = projected(self._model.get_image_features(pixel_values=inputs))
-        return pair_cosines(images, prompts, self._text_features)
+        return pair_cosines(self._image_features(inputs), prompts, self._text_features)
+
+    def _image_features(self, inputs: Tensor) -> Tensor:
+        return projected(self._model.get_image_features(pixel_values=inputs))
 
     @torch.no_grad()
     def _text_features(self, prompts: list[str]) -> Tensor:

@@ -11,6 +11,7 @@ import numpy as np
 from reward_api.wire.messages import ItemScore, ScoreRange
 from reward_services.chassis.scorer import Sample, Scorer, ScorerInfo, ScorerSettings
 from reward_services.chassis.weights import fetch_weights
+from reward_services.clip.embeddings import with_embeddings
 from reward_services.clip.pixels import in_half
 
 FILES = ("config.json", "model.safetensors", "vocab.json", "merges.txt")
@@ -70,8 +71,8 @@ class ClipScoreScorer(Scorer):
 
     def score(self, batch: Sequence[Sample]) -> Sequence[ItemScore]:
         pixels = np.stack([sample.prepared for sample in batch])
-        cosines = self._clip.cosines(pixels, [sample.prompt for sample in batch])
-        return [self._score(cosine) for cosine in cosines]
+        cosines, features = self._clip.compare(pixels, [sample.prompt for sample in batch])
+        return with_embeddings([self._score(cosine) for cosine in cosines], features, batch)
 
     def score_gradient(self, batch: Sequence[Sample]) -> Sequence[ItemScore]:
         from reward_services.clip.gradients import resized_crop, with_gradients

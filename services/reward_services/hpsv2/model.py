@@ -14,7 +14,7 @@ from torch import Tensor
 
 from reward_services.chassis.weights import WeightsError
 from reward_services.clip.gradients import input_gradient
-from reward_services.clip.model import pair_cosines
+from reward_services.clip.model import pair_cosines, unit
 
 ARCHITECTURE = "ViT-H-14"
 
@@ -35,11 +35,16 @@ class HpsModel:
         self._model = model.eval().requires_grad_(False).to(self._device, self._dtype)
         self._tokenizer = SimpleTokenizer(context_length=model.context_length)
 
-    @torch.inference_mode()
     def cosines(self, pixels: np.ndarray, prompts: Sequence[str]) -> list[float]:
         """(N, 3, H, W) normalised pixels, float32 or float16, and their N prompts -> N cosines."""
-        inputs = torch.from_numpy(pixels).to(self._device, self._dtype)
-        return self._cosines(inputs, prompts).tolist()
+        return self.compare(pixels, prompts)[0]
+
+    @torch.inference_mode()
+    def compare(self, pixels: np.ndarray, prompts: Sequence[str]) -> tuple[list[float], np.ndarray]:
+        """`cosines`, and the image embeddings, (N, D) float32 of unit length."""
+        images = self._model.encode_image(torch.from_numpy(pixels).to(self._device, self._dtype))
+        cosines = pair_cosines(images, prompts, self._text_features)
+        return cosines.tolist(), unit(images).cpu().numpy()
 
     def gradients(self, pixels: np.ndarray, prompts: Sequence[str]) -> tuple[list[float], Tensor]:
         """`cosines`, and each one's gradient with respect to its pixels, float32 (N, 3, H, W)."""

@@ -12,6 +12,7 @@ import numpy as np
 from reward_api.wire.messages import ItemScore, ScoreRange
 from reward_services.chassis.scorer import Sample, Scorer, ScorerInfo, ScorerSettings
 from reward_services.chassis.weights import fetch_weights
+from reward_services.clip.embeddings import with_embeddings
 from reward_services.clip.pixels import in_half
 
 CHECKPOINT = "HPS_v2.1_compressed.pt"
@@ -75,8 +76,8 @@ class Hpsv2Scorer(Scorer):
 
     def score(self, batch: Sequence[Sample]) -> Sequence[ItemScore]:
         pixels = np.stack([sample.prepared for sample in batch])
-        cosines = self._model.cosines(pixels, [sample.prompt for sample in batch])
-        return [self._score(cosine) for cosine in cosines]
+        cosines, features = self._model.compare(pixels, [sample.prompt for sample in batch])
+        return with_embeddings([self._score(cosine) for cosine in cosines], features, batch)
 
     def score_gradient(self, batch: Sequence[Sample]) -> Sequence[ItemScore]:
         from reward_services.clip.gradients import with_gradients

@@ -11,6 +11,7 @@ import numpy as np
 from reward_api.wire.messages import ItemScore, ScoreRange
 from reward_services.chassis.scorer import Sample, Scorer, ScorerInfo, ScorerSettings
 from reward_services.chassis.weights import fetch_weights
+from reward_services.clip.embeddings import with_embeddings
 from reward_services.clip.pixels import check_aspect, clip_crop, clip_normalise
 
 TOKENIZER = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K@1c2b8495b28150b8a4922ee1c8edee224c284c0c"
@@ -71,8 +72,8 @@ class PickScoreScorer(Scorer):
 
     def score(self, batch: Sequence[Sample]) -> Sequence[ItemScore]:
         pixels = np.stack([sample.prepared for sample in batch])
-        cosines = self._clip.cosines(pixels, [sample.prompt for sample in batch])
-        return [self._score(cosine) for cosine in cosines]
+        cosines, features = self._clip.compare(pixels, [sample.prompt for sample in batch])
+        return with_embeddings([self._score(cosine) for cosine in cosines], features, batch)
 
     def score_gradient(self, batch: Sequence[Sample]) -> Sequence[ItemScore]:
         from reward_services.clip.gradients import resized_crop, with_gradients

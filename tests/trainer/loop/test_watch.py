@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
+from clip_checkpoints import write_clip
 from flow_trainer.errors import ConfigError, Interrupted
 from flow_trainer.loop.train import train
 from flow_trainer.recipe import parse_recipe
-from processes import Service
+from processes import Service, Services
 
 pytestmark = pytest.mark.system
 
@@ -101,6 +102,33 @@ def test_a_monitor_changes_nothing_and_may_be_down(data: dict[str, Any], tmp_pat
     train(parse_recipe(data), tmp_path / "with")
     trained = [[row["reward"] for row in rows(tmp_path / n, "train")] for n in ("without", "with")]
     assert trained[0] == trained[1]
+
+
+def test_embeddings_of_a_clip_reward_are_watched(
+    data: dict[str, Any], services: Services, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The real service with a checkpoint of random weights; the same run does not depend on it."""
+    folder = write_clip(tmp_path / "clip", activation="quick_gelu")
+    clip = services.start(
+        "-m", "reward_services", "clipscore", REWARD_CLIPSCORE_WEIGHTS=str(folder)
+    )
+    data |= {"epochs": 2}
+    train(parse_recipe(data), tmp_path / "without")
+    data["rewards"]["clip"] = {"url": clip.grpc, "monitor": True}
+    data["watch"] = {"embeddings": "clip", "monitor_images": 4}
+    train(parse_recipe(data), tmp_path / "with")
+    without, watched = (rows(tmp_path / name, "train") for name in ("without", "with"))
+    assert [row["reward"] for row in watched] == [row["reward"] for row in without]
+    assert all(0 < row["embedding_diversity"] < 2 for row in watched)
+    assert "embedding_diversity" not in without[0]
+    # a reward that answers none is said, and holds nothing
+    data["watch"]["embeddings"] = "bright"
+    train(parse_recipe(data), tmp_path / "none")
+    said = " ".join(capsys.readouterr().err.split())
+    assert "watch.embeddings = bright: it answered no embeddings of two images of a group" in said
+    data["watch"]["embeddings"] = "clap"
+    with pytest.raises(ConfigError, match="clap is none of the rewards"):
+        parse_recipe(data)
 
 
 def test_a_recipe_needs_a_reward_that_trains(recipe_data: dict[str, Any]) -> None:

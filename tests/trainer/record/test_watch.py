@@ -9,6 +9,7 @@ import torch
 
 from flow_trainer.record.watch import (
     Watch,
+    embedding_diversity,
     group_diversity,
     image_statistics,
     latent_norms,
@@ -33,6 +34,21 @@ def test_diversity_is_zero_for_equal_members_and_large_for_black_and_white() -> 
     mixed = torch.tensor([0, 255, 0, 255], dtype=torch.uint8).view(4, 1, 1, 1).expand(4, 8, 8, 3)
     assert group_diversity(thumbnails(mixed), 4) == pytest.approx(0.5)
     assert group_diversity(thumbnails(mixed), 2) == pytest.approx(0.5)
+
+
+def test_diversity_of_embeddings_is_one_less_their_cosines() -> None:
+    vectors = torch.nn.functional.normalize(
+        torch.randn(6, 32, generator=torch.Generator().manual_seed(1)), dim=1
+    )
+    groups = torch.tensor([4, 4, 7, 4, 7, 9])  # the last has one member, and no pair
+    cosines = vectors @ vectors.T
+    one = 1 - (cosines[0, 1] + cosines[0, 3] + cosines[1, 3]) / 3
+    other = 1 - cosines[2, 4]
+    assert embedding_diversity(vectors, groups) == pytest.approx(float((one + other) / 2))
+    assert embedding_diversity(vectors[:1].repeat(3, 1), torch.zeros(3)) == pytest.approx(
+        0, abs=1e-6
+    )
+    assert embedding_diversity(vectors[:2], torch.tensor([0, 1])) is None
 
 
 def test_latent_norm_is_one_for_noise() -> None:

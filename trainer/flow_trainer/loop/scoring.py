@@ -101,7 +101,7 @@ class Scorer:
         self._clients = {
             name: AsyncRewardClient(
                 reward.url,
-                token=_token(name, reward),
+                token=reward_token(name, reward),
                 timeout_s=self.timeout_s,
                 attempt_timeout_s=scoring.attempt_timeout_s or self.timeout_s,
                 encoding=scoring.encoding,
@@ -230,7 +230,8 @@ async def _cancel_others() -> None:
     await asyncio.gather(*others, return_exceptions=True)
 
 
-def _token(name: str, reward: Reward) -> str | None:
+def reward_token(name: str, reward: Reward) -> str | None:
+    """Of the variable that the recipe names. Raises ConfigError where it is empty."""
     if reward.token_env is None:
         return None
     token = os.environ.get(reward.token_env)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
@@ -12,17 +13,19 @@ from flow_trainer.errors import Interrupted
 from flow_trainer.loop.evaluate import stack_images
 from flow_trainer.loop.run import Run
 from flow_trainer.loop.sampling import Batch
-from flow_trainer.loop.scoring import Job, Scorer
+from flow_trainer.loop.scoring import Job, Scorer, reward_token
 from flow_trainer.record.scores import pack
 from flow_trainer.record.watch import (
     Watch,
+    embedding_diversity,
     group_diversity,
     image_statistics,
     latent_norms,
     thumbnails,
     watch_from,
 )
-from reward_api import RewardError
+from reward_api import RewardClient, RewardError, ScoreBatch
+from reward_api.wire.embeddings import pack_embedding, unpack_embedding
 
 
 class Watching:
@@ -32,6 +35,9 @@ class Watching:
         recipe = run.recipe
         self._run = run
         self._scorer = Scorer(recipe.monitors, recipe.scoring) if recipe.monitors else None
+        self._embeddings = (
+            Embeddings(run, recipe.watch.embeddings) if recipe.watch.embeddings else None
+        )
         self._jobs: list[Job] = []
         names = tuple(f"monitor.{name}" for name in recipe.monitors)
         self._watch = Watch(recipe.watch.band_epochs, names)
@@ -45,6 +51,8 @@ class Watching:
 
     def begin(self, batch: Batch) -> None:
         """Sends the monitors their sample of an epoch; they score it while the update runs."""
+        if self._embeddings is not None:
+            self._embeddings.begin(batch)
         if self._scorer is None:
             return
         group = self._run.recipe.sampling.group_size
@@ -71,6 +79,7 @@ class Watching:
         statistics = torch.cat([part for part, _ in parts]).tolist() if parts else []
         ranks = run.world.exchange([norms, statistics])
         small = run.world.gather_rows(rows, stack_images([part for _, part in parts]))
+        embedded = self._embeddings.look() if self._embeddings is not None else {}
         if not run.world.is_main:
             self._monitored()
             return {}
@@ -79,6 +88,7 @@ class Watching:
             "latent_norm": float(np.mean([norm for found, _ in ranks for norm in found])),
             **dict(zip(("brightness", "saturation", "sharpness"), means, strict=True)),
             "diversity": group_diversity(torch.from_numpy(small), recipe.sampling.group_size),
+            **embedded,
             **self._monitored(),
         }
 
@@ -99,6 +109,8 @@ class Watching:
     def close(self) -> None:
         if self._scorer is not None:
             self._scorer.close()
+        if self._embeddings is not None:
+            self._embeddings.close()
 
     def _monitored(self) -> dict[str, float]:
         """The means of the monitors; a monitor that is down is left out, and never holds the run."""
@@ -120,6 +132,86 @@ class Watching:
         if silent:
             self._run.log.say(f"[yellow]monitors without a score: {', '.join(silent)}[/yellow]")
         return {f"monitor.{name}": float(np.mean(v)) for name, v in scored.items() if v}
+
+
+class Embeddings:
+    """Diversity inside groups by the embeddings that a CLIP reward answers beside its scores: of whole
+    groups, about watch.monitor_images of an epoch's samples. All ranks call its methods
+    together. Nothing that goes wrong here holds a run."""
+
+    def __init__(self, run: Run, name: str) -> None:
+        """`name`: of a reward."""
+        self._run, self._name = run, name
+        recipe, reward = run.recipe, run.recipe.rewards[name]
+        timeout_s = recipe.scoring.deadline_s(recipe.watch.monitor_images)
+        self._client = RewardClient(
+            reward.urls,
+            token=reward_token(name, reward),
+            timeout_s=timeout_s,
+            attempt_timeout_s=recipe.scoring.attempt_timeout_s or timeout_s,
+            encoding=recipe.scoring.encoding,
+        )
+        self._asked: Future[ScoreBatch] | None = None
+        self._rows: list[int] = []
+
+    def begin(self, batch: Batch) -> None:
+        """Sends this rank's part; it is scored while the update runs."""
+        recipe = self._run.recipe
+        size = recipe.sampling.group_size
+        groups = max(1, recipe.watch.monitor_images // size)
+        every = max(1, recipe.sampling.prompts_per_epoch // groups)
+        chosen = [n for n, row in enumerate(batch.samples.rows) if row // size % every == 0]
+        self._rows = [batch.samples.rows[n] for n in chosen]
+        self._asked = None
+        if not chosen:
+            return
+        prompts = [batch.prompts[row // size] for row in self._rows]
+        self._asked = self._client.submit(
+            stack_images(batch.images)[chosen],
+            [prompt.text for prompt in prompts],
+            [dict(prompt.metadata) for prompt in prompts],
+            include_details=True,
+            on_error="nan",
+        )
+
+    def look(self) -> dict[str, float]:
+        """The epoch's figure, on the first rank; nothing where fewer than two of every group came."""
+        parts = self._run.world.exchange(self._come())
+        if not self._run.world.is_main:
+            return {}
+        found = [
+            (row, unpack_embedding({"embedding": text})) for part in parts for row, text in part
+        ]
+        rows = [(row, vector) for row, vector in found if vector is not None]
+        groups = torch.tensor([row // self._run.recipe.sampling.group_size for row, _ in rows])
+        value = None
+        if rows:
+            vectors = torch.from_numpy(np.stack([vector for _, vector in rows]))
+            value = embedding_diversity(vectors, groups)
+        if value is None:
+            self._say("it answered no embeddings of two images of a group")
+            return {}
+        return {"embedding_diversity": value}
+
+    def close(self) -> None:
+        self._client.close()
+
+    def _come(self) -> list[tuple[int, str]]:
+        """Rows and packed embeddings of this rank."""
+        if self._asked is None:
+            return []
+        try:
+            details = self._asked.result().details
+        except RewardError as error:
+            self._say(str(error))
+            return []
+        vectors = [
+            (row, unpack_embedding(told)) for row, told in zip(self._rows, details, strict=True)
+        ]
+        return [(row, pack_embedding(vector)) for row, vector in vectors if vector is not None]
+
+    def _say(self, why: str) -> None:
+        self._run.log.say(f"[yellow]watch.embeddings = {self._name}: {why}[/yellow]")
 
 
 def _logged(run: Run) -> list[dict[str, Any]]:

@@ -64,6 +64,8 @@ def _rewards(recipe: Recipe) -> None:
 
 
 def _monitors(recipe: Recipe) -> None:
+    if recipe.watch.embeddings not in (None, *recipe.rewards):
+        raise ValueError(f"watch.embeddings = {recipe.watch.embeddings} is none of the rewards")
     if not recipe.trained:
         raise ValueError("rewards: all are monitors; one without monitor = true must train")
     for name, reward in recipe.monitors.items():

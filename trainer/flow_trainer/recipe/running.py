@@ -39,6 +39,9 @@ class Watch(Section):
     """Epochs that make the band; alarms can ring from three epochs later on."""
     monitor_images: int = Field(default=64, ge=1)
     """About how many of an epoch's images each reward with monitor = true scores."""
+    embeddings: str | None = None
+    """A reward that is built on CLIP (pickscore, clipscore, hpsv2, aesthetic): whole groups, about
+    monitor_images samples, are sent to it once more, and diversity is that of its image embeddings too."""
     on_alarm: Literal["continue", "stop"] = "continue"
     """stop: save and leave; --resume goes on, and the alarm that rang does not ring again."""
 

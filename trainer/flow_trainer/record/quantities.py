@@ -23,6 +23,9 @@ QUANTITIES = {
     "saturation": Quantity("saturation (0 to 1)", "both", absolute=0.12),
     "sharpness": Quantity("sharpness (mean step between neighbours, 0 to 1)", "both", relative=0.5),
     "diversity": Quantity("diversity inside groups (0 to 1)", "below", relative=0.3),
+    "embedding_diversity": Quantity(
+        "diversity of embeddings inside groups (1 - cosine)", "below", relative=0.3
+    ),
     "kl": Quantity("KL to the reference", "above", relative=10.0),
     "zero_std_ratio": Quantity("groups of equal rewards (share)", "above", absolute=0.3),
 }

@@ -86,6 +86,21 @@ def group_diversity(small: Tensor, group_size: int) -> float:
     return float(pixels.var(1, correction=0).mean(1).sqrt().mean())
 
 
+def embedding_diversity(vectors: Tensor, groups: Tensor) -> float | None:
+    """1 - cosine of two members of a group, mean over its pairs, then over groups: 0 for images that the
+    model takes for one, at most 2. `vectors`: (N, D) of unit length; `groups`: (N,) whose they are. None
+    where no group has two."""
+    found = []
+    for group in groups.unique():
+        own = vectors[groups == group].double()
+        count = len(own)
+        if count > 1:
+            # the cosines of all pairs, both ways round, are what the squared sum has beside count ones
+            cosine = (own.sum(0).square().sum() - count) / (count * (count - 1))
+            found.append(float(1 - cosine))
+    return sum(found) / len(found) if found else None
+
+
 @dataclass(slots=True)
 class Watch:
     """Bands of the first `band_epochs` epochs, and what has left them.

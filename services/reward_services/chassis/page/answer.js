@@ -103,17 +103,24 @@ function recordLine(record) {
 }
 
 function isScalar(value) {
-  return ["string", "number", "boolean"].includes(typeof value) && value !== "";
+  return ["string", "number", "boolean"].includes(typeof value) && value !== "" && !isData(value);
+}
+
+/** Bytes in base64, an embedding say: nothing to read. */
+function isData(value) {
+  return typeof value === "string" && /^\S{300,}$/.test(value);
 }
 
 function spaced(name) {
   return name.replaceAll("_", " ");
 }
 
-/** Indented JSON with lists of numbers on one line. */
+/** Indented JSON with lists of numbers on one line, and of data only the beginning. */
 function readableJson(value) {
   const numbers = /\[\n\s*([-+.\deE,\s]+?)\n\s*\]/g;
-  return JSON.stringify(value, null, 2).replace(
+  const cut = (_, inner) =>
+    isData(inner) ? `${inner.slice(0, 40)}… (${inner.length} characters)` : inner;
+  return JSON.stringify(value, cut, 2).replace(
     numbers, (_, list) => `[${list.replace(/\s+/g, " ")}]`,
   );
 }

@@ -45,6 +45,7 @@ SAMPLES: dict[str, Metric] = {
     "saturation": ("Saturation", "0 to 1"),
     "sharpness": ("Sharpness", "mean step, 0 to 1"),
     "diversity": ("Diversity inside groups", "0 to 1"),
+    "embedding_diversity": ("Diversity of embeddings inside groups", "1 − cosine"),
     "latent_norm": ("Norm of the latents", "root mean square"),
 }
 SAMPLES |= {
