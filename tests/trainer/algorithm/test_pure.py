@@ -8,7 +8,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from flow_trainer.algorithm import ema
-from flow_trainer.algorithm.advantages import combine_rewards, group_advantages
+from flow_trainer.algorithm.advantages import combine_rewards, distinctness, group_advantages
 from flow_trainer.algorithm.ema import Ema, ema_rule, old_policy_rule
 from flow_trainer.algorithm.noise import (
     evaluation_noise,
@@ -32,6 +32,16 @@ SHAPE = (2, 4, 4)
 def draw(kind: str, epoch: int = 0, seed: int = 0, **changes: int | None) -> range:
     arguments = {"num_steps": 10, "size": 3, "lo": 1, "hi": 8, "every": 2, "stride": 1, **changes}
     return window(kind, epoch=epoch, seed=seed, **arguments)  # type: ignore[arg-type]
+
+
+def test_who_is_apart_from_its_group_gets_the_larger_bonus() -> None:
+    small = torch.zeros(6, 2, 2, 3, dtype=torch.uint8)
+    small[2] = 255  # one white image among two black ones
+    small[3:] = 51  # three of the same gray: a fifth of white
+    expected = [0.5, 0.5, 1.0, 0.0, 0.0, 0.0]
+    np.testing.assert_allclose(distinctness(small, 3), expected)
+    small[4, 0] = 255  # half of its pixels differ by 0.8
+    np.testing.assert_allclose(distinctness(small, 3)[3:], np.sqrt(0.32) * np.array([0.5, 1, 0.5]))
 
 
 def test_one_step_has_no_end_to_stretch() -> None:

@@ -38,11 +38,14 @@ class Waiter:
         return Scores(values, batch.valid, {"bright": batch}, wait_s=1.0)
 
 
-def feedback(recipe: Recipe, values: np.ndarray) -> tuple[Feedback, Waiter]:
+def feedback(
+    recipe: Recipe, values: np.ndarray, bonus: np.ndarray | None = None
+) -> tuple[Feedback, Waiter]:
     rows = chain.from_iterable(shares(recipe, recipe.images_per_epoch))
     jobs: list[Any] = [Job(r, np.empty(0), [], [], [], {}) for r in rows]  # pyright: ignore
     waiter = Waiter(values)
-    return Feedback(recipe, waiter, jobs, lambda *_: lambda: None), waiter  # pyright: ignore
+    hold: Any = lambda *_: lambda: None  # noqa: E731
+    return Feedback(recipe, waiter, jobs, hold, bonus=bonus), waiter  # pyright: ignore
 
 
 @pytest.fixture
@@ -51,6 +54,19 @@ def epoch_data(recipe_data: dict[str, Any]) -> dict[str, Any]:
     recipe_data["sampling"] |= {"prompts_per_epoch": 4, "micro_batch": 3}
     recipe_data["update"]["updates_per_epoch"] = 2
     return recipe_data
+
+
+def test_a_bonus_is_added_to_the_rewards_of_its_samples(epoch_data: dict[str, Any]) -> None:
+    values, bonus = np.random.default_rng(0).random((2, 16))
+    values[5] = np.nan
+    recipe = parse_recipe(epoch_data | {"scoring": {"overlap": "updates"}})
+    got, _ = feedback(recipe, values, bonus)
+    whole = epoch_advantages(recipe, {"bright": values + bonus}, np.isfinite(values))
+    got.ready(0)
+    got.ready(1)
+    torch.testing.assert_close(got.advantages.values, whole.values)
+    assert torch.equal(got.advantages.used, whole.used)
+    assert got.scores.mean() == pytest.approx(np.nanmean(values)), "the score itself has no bonus"
 
 
 def test_an_update_waits_for_its_own_share_only(epoch_data: dict[str, Any]) -> None:

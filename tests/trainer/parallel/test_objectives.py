@@ -97,3 +97,17 @@ def test_two_processes_train_what_one_trains(objective: dict[str, Any], tmp_path
     if objective["update"]["objective"] != "opd":  # which asks other teachers on every process
         sharded = run(2, objective | {"parallel": {"sharding": "full"}}, tmp_path / "sharded")
         assert_close(one, sharded, 1, objective)
+
+
+@pytest.mark.parametrize("objective", ["clip"], indirect=True)
+def test_two_processes_give_the_bonus_for_diversity_that_one_gives(
+    objective: dict[str, Any], tmp_path: Path
+) -> None:
+    objective["sampling"] |= {"micro_batch": 2}  # no process has a whole group
+    plain = audit(run(1, objective, tmp_path / "plain"))
+    objective["advantage"] = {"diversity": 0.5}
+    one = run(1, objective, tmp_path / "one")
+    assert audit(one) != plain
+    two = run(2, objective, tmp_path / "two")
+    assert_close(one, two, 1, objective)
+    assert audit(one) == audit(two)

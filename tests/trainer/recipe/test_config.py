@@ -75,6 +75,14 @@ def test_unknown_key_names_the_nearest() -> None:
             },
             "already",
         ),
+        (
+            {
+                "advantage": {"diversity": 0.5},
+                "update": {"objective": "data"},
+                "data": {"images": "x"},
+            },
+            "advantage.diversity is a bonus beside rewards",
+        ),
         (forward("nft", skip_steps=10), "leaves no noise level of the first 10 steps"),
         (forward("epg", skip_steps=3, first_steps=3), "leaves no noise level of the first 3"),
         (forward("nft", strength=2.0), "at most 1"),

@@ -10,12 +10,17 @@ import torch
 from flow_trainer.algorithm.advantages import (
     Advantages,
     combine_rewards,
+    distinctness,
     group_advantages,
     large_enough,
 )
+from flow_trainer.loop.evaluate import stack_images
+from flow_trainer.loop.run import Run
+from flow_trainer.loop.sampling import Batch
 from flow_trainer.loop.scoring import Job, Scorer
 from flow_trainer.recipe import Recipe, Reward
 from flow_trainer.record.scores import Scores, join_scores
+from flow_trainer.record.watch import thumbnails
 
 Hold = Callable[[int, list[str]], Callable[[], None]]
 """Called with the update that cannot begin and the rewards that are down; see `Scorer.collect`."""
@@ -29,7 +34,8 @@ class Feedback:
     that is handed them reads its share once `ready` has returned. `check` is called every few seconds
     while the first update waits; it may raise to leave.
 
-    `sources` says which of the recipe's sources each prompt is of.
+    `sources` says which of the recipe's sources each prompt is of, `bonus` (P G,) what each sample gets
+    beside its rewards.
 
     Of several ranks, each has the jobs of its own micro-batches and learns of all samples.
     """
@@ -42,7 +48,9 @@ class Feedback:
         hold: Hold,
         check: Callable[[], None] = lambda: None,
         sources: Sequence[str] | None = None,
+        bonus: np.ndarray | None = None,
     ) -> None:
+        self._bonus = bonus
         self._sources = sources or [""] * recipe.sampling.prompts_per_epoch
         self._recipe = recipe
         self._scorer = scorer
@@ -80,17 +88,34 @@ class Feedback:
         self._parts.append(part)
         group = self._recipe.sampling.group_size
         prompts = slice(rows.start // group, rows.stop // group)
-        found = self._advantages(part, self._sources[prompts])
+        found = self._advantages(part, rows)
         self.advantages.values[prompts] = found.values
         self.advantages.used[prompts] = found.used
         if rows.stop == self._recipe.images_per_epoch:
             self.scores.require_one()
-            whole = self._advantages(self.scores, self._sources)
+            whole = self._advantages(self.scores, range(rows.stop))
             self.advantages.metrics.update(whole.metrics)
 
-    def _advantages(self, scores: Scores, sources: Sequence[str]) -> Advantages:
+    def _advantages(self, scores: Scores, rows: range) -> Advantages:
+        group = self._recipe.sampling.group_size
         rewards = {name: batch.values for name, batch in scores.rewards.items()}
-        return epoch_advantages(self._recipe, rewards, scores.valid, sources)
+        sources = self._sources[rows.start // group : rows.stop // group]
+        bonus = None if self._bonus is None else self._bonus[rows.start : rows.stop]
+        return epoch_advantages(self._recipe, rewards, scores.valid, sources, bonus)
+
+
+def diversity_bonus(run: Run, batch: Batch) -> np.ndarray | None:
+    """(P G,) on every rank, of all samples; None where the recipe gives none. All ranks call together."""
+    weight = run.recipe.advantage.diversity
+    if weight == 0:
+        return None
+    small = stack_images([thumbnails(images) for images in batch.images])
+    gathered = run.world.gather_rows(batch.samples.rows, small)
+    found: list[float] = []
+    if run.world.is_main:
+        group = run.recipe.sampling.group_size
+        found = (weight * distinctness(torch.from_numpy(gathered), group)).tolist()
+    return np.array(run.world.exchange(found)[0])
 
 
 def epoch_advantages(
@@ -98,22 +123,28 @@ def epoch_advantages(
     rewards: Mapping[str, np.ndarray],
     valid: np.ndarray,
     sources: Sequence[str] | None = None,
+    bonus: np.ndarray | None = None,
 ) -> Advantages:
-    """Advantages of an epoch's samples, from every reward's scores (B,) and valid (B,), B = P G, and
-    which source each of the P prompts is of (None: there are none). Each source is normalised by
-    itself, with its own rewards and weights."""
+    """Advantages of an epoch's samples, from every reward's scores (B,) and valid (B,), B = P G, which
+    source each of the P prompts is of (None: there are none), and what (B,) is added to the weighted sum
+    of the rewards. Each source is normalised by itself, with its own rewards and weights."""
     grids = {
         name: values.reshape(-1, recipe.sampling.group_size) for name, values in rewards.items()
     }
     mask = valid.reshape(-1, recipe.sampling.group_size)
+    added = np.zeros(mask.shape) if bonus is None else bonus.reshape(mask.shape)
     terms = recipe.source_rewards
     if sources is None or len(terms) == 1:
-        return _source_advantages(recipe, grids, mask, *terms.values())
+        return _source_advantages(recipe, grids, mask, *terms.values(), added)
     named = np.array(sources)
     parts = {name: named == name for name in terms if name in sources}
     found = {
         name: _source_advantages(
-            recipe, {n: grid[rows] for n, grid in grids.items()}, mask[rows], terms[name]
+            recipe,
+            {n: grid[rows] for n, grid in grids.items()},
+            mask[rows],
+            terms[name],
+            added[rows],
         )
         for name, rows in parts.items()
     }
@@ -131,8 +162,9 @@ def _source_advantages(
     rewards: Mapping[str, np.ndarray],
     valid: np.ndarray,
     terms: Mapping[str, Reward],
+    added: np.ndarray,
 ) -> Advantages:
-    """Of rewards (P, G) and valid (P, G)."""
+    """Of rewards, valid and what is added to them, (P, G)."""
     a = recipe.advantage
     used = large_enough(valid, recipe.scoring.min_group)
     total = combine_rewards(
@@ -142,7 +174,7 @@ def _source_advantages(
         normalise="prompt" if a.std == "gdpo" else None,
     )
     return group_advantages(
-        total,
+        total + added,
         used,
         std=a.std,
         min_group=recipe.scoring.min_group,

@@ -25,7 +25,7 @@ from flow_trainer.loop.epoch_log import (
     write_summary,
 )
 from flow_trainer.loop.evaluate import Evaluation, evaluate
-from flow_trainer.loop.feedback import Feedback
+from flow_trainer.loop.feedback import Feedback, diversity_bonus
 from flow_trainer.loop.ratio import check_ratio
 from flow_trainer.loop.run import Run, note_revisions, open_run
 from flow_trainer.loop.sampling import Batch, sample, sample_again
@@ -94,6 +94,7 @@ def _epochs(run: Run, watching: Watching) -> None:
             partial(_hold, run),
             partial(_leave_waiting, run),
             [prompt.source for prompt in batch.prompts],
+            diversity_bonus(run, batch),
         )
         stats = update(run, batch, feedback)
         ended = time.perf_counter()

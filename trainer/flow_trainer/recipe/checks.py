@@ -207,6 +207,11 @@ def _objective(recipe: Recipe) -> None:
 
 def _teachers(recipe: Recipe) -> None:
     u, named = recipe.update, set(recipe.teachers)
+    if u.trains_on in ("teachers", "data") and recipe.advantage.diversity > 0:
+        raise ValueError(
+            f"advantage.diversity is a bonus beside rewards, which update.objective = {u.objective} does "
+            "not follow: leave it out"
+        )
     if u.trains_on != "teachers":
         if named:
             raise ValueError(f"a teacher is for update.objective = opd, not for {u.objective}")

@@ -80,4 +80,7 @@ class Advantage(Section):
     epoch's, or 1. gdpo: each reward by its group's, then their weighted sum by the epoch's."""
     scale: float = Field(default=1.0, gt=0)
     """Factor of every advantage, before the clip."""
+    diversity: float = Field(default=0.0, ge=0)
+    """Weight of a bonus, beside the rewards' own weights, for what sets an image apart from its group: the
+    root mean square difference of its 16 x 16 thumbnail and another member's, 0 to 1, mean over them."""
     clip: float = Field(default=5.0, gt=0)
