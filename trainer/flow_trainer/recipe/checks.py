@@ -11,6 +11,7 @@ from flow_trainer.recipe.rewards import Advantage
 from flow_trainer.recipe.update import Forward, OnChosenSamples, OnFinishedSamples
 from reward_api.transport.base import parse_url
 
+_ALL_LEVELS = {"share": "none", "times": "schedule", "first_steps": None, "skip_steps": 0}
 _FORWARD = ", ".join((*get_args(OnFinishedSamples), *get_args(OnChosenSamples)))
 
 
@@ -346,13 +347,7 @@ def _levels(recipe: Recipe) -> None:
             f"forward.skip_steps = {f.skip_steps} leaves no noise level of the first "
             f"{recipe.levels.stop} steps: lower it"
         )
-    whole = Forward()
-    if u.trains_on == "chosen samples" and (f.share, f.times, f.first_steps, f.skip_steps) != (
-        whole.share,
-        whole.times,
-        whole.first_steps,
-        whole.skip_steps,
-    ):
+    if u.trains_on == "chosen samples" and f.model_dump(include=set(_ALL_LEVELS)) != _ALL_LEVELS:
         raise ValueError(
             f"update.objective = {u.objective} draws its noise levels from all of the schedule: leave "
             "out forward.share, forward.times, forward.first_steps and forward.skip_steps"
