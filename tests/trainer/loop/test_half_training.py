@@ -66,9 +66,8 @@ def test_a_run_with_overflows_resumes_bit_for_bit(
     skipped = [row["skipped_updates"] for row in rows(whole)]
     assert skipped[0] == 2
     assert skipped[1] > 0
-    assert skipped[-1] == 0
     assert rows(whole)[0]["grad_norm"] is None
-    assert rows(whole)[-1]["updates"] == 10 - sum(skipped)
+    assert 0 < rows(whole)[-1]["updates"] == 10 - sum(skipped)
     assert "a float16 gradient overflowed: 2 of 2 updates skipped" in " ".join(
         capsys.readouterr().err.split()
     )
