@@ -7,20 +7,20 @@
 Starts an OCR service, which is the reward, and a JPEG service, which only watches. A run is evaluated on
 the held-out words as it goes, and ends when it reaches the last threshold, has fallen, or has spent its
 budget; its checkpoints where it first reached a threshold are then looked at with more images, and
-removed. Ctrl-C saves; the same command goes on. Objectives and settings: score/settings.py. In an
-environment with the `demo` extra.
+removed. Every ended run leaves a line in docs/time-to-score.jsonl, from which the table and the picture
+are drawn, and is not run again unless its settings change. Ctrl-C saves; the same command goes on.
+Objectives and settings: score/settings.py. In an environment with the `demo` extra.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,8 +28,6 @@ from threading import Event
 
 from score.outcome import (
     IMAGES,
-    OUTCOME,
-    Outcomes,
     draw,
     ends,
     first_epochs,
@@ -40,6 +38,7 @@ from score.outcome import (
     table,
     validations,
 )
+from score.results import Results
 from score.settings import (
     BUDGET,
     COMMON,
@@ -71,6 +70,18 @@ class Services:
 
 
 @dataclass(frozen=True, slots=True)
+class Base:
+    """The untrained model, looked at."""
+
+    folder: Path
+    settings: tuple[str, ...]
+
+    @property
+    def of(self) -> tuple[str, ...]:
+        return (self.folder.name, *self.settings)
+
+
+@dataclass(frozen=True, slots=True)
 class Run:
     folder: Path
     settings: tuple[str, ...]
@@ -80,8 +91,9 @@ class Run:
     """Whether its checkpoints at the thresholds are evaluated."""
 
     @property
-    def done(self) -> bool:
-        return (self.folder / OUTCOME).exists()
+    def of(self) -> tuple[str, ...]:
+        """What its line in the results says that it is."""
+        return (self.folder.name, *self.settings, f"thresholds {self.thresholds}")
 
 
 def run_of(runs: Path, objective: str, seed: int, budget: int, thresholds: Sequence[float]) -> Run:
@@ -97,7 +109,7 @@ def tuning_runs(runs: Path, objective: str, budget: int) -> dict[str, Run]:
     name = objective.replace(",", "").replace(" ", "-")
     return {
         " ".join(changes) or "as it is": Run(
-            runs / "tune" / f"{name}-{number}", within((*fixed, *changes), budget), (1.01,), False
+            runs / f"{name}-tune-{number}", within((*fixed, *changes), budget), (1.01,), False
         )
         for number, changes in enumerate(((), *row.tried))
     }
@@ -117,8 +129,8 @@ def within(settings: tuple[str, ...], budget: int) -> tuple[str, ...]:
     )
 
 
-def carry_out(run: Run, services: Services, ending: Event) -> None:
-    """Trains, looks and leaves OUTCOME; returns early, without it, when `ending` is set."""
+def carry_out(run: Run, services: Services, results: Results, ending: Event) -> None:
+    """Trains, looks and adds to `results`; returns early, without that, when `ending` is set."""
     ended = train(run, services, ending)
     if ending.is_set():
         return
@@ -130,10 +142,17 @@ def carry_out(run: Run, services: Services, ending: Event) -> None:
                 look(run.settings, services, folder, checkpoint, ending)
             if ending.is_set():
                 return
+    outcome = read_outcome(run.folder, run.thresholds, ended, looked=run.looks)
+    results.add_outcome(run.of, outcome)
     shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
     shutil.rmtree(run.folder / "best", ignore_errors=True)
-    (run.folder / OUTCOME).write_text(json.dumps({"ended": ended, "settings": run.settings}) + "\n")
     print(f"{run.folder.name}: {ended}", file=sys.stderr, flush=True)
+
+
+def look_at_base(base: Base, services: Services, results: Results, ending: Event) -> None:
+    look(base.settings, services, base.folder, None, ending)
+    if not ending.is_set():
+        results.add_look(base.of, read_look(base.folder, load_recipe(RECIPE)))
 
 
 def train(run: Run, services: Services, ending: Event) -> str:
@@ -205,10 +224,9 @@ def as_sets(settings: Sequence[str]) -> list[str]:
 
 
 def carry_out_all(
-    runs: Sequence[Run], bases: Sequence[tuple[Path, int]], log: Path, jobs: int
+    bases: Sequence[Base], runs: Sequence[Run], results: Results, log: Path, jobs: int
 ) -> None:
-    """What is not done yet, `jobs` at a time. On an exception, Ctrl-C included, what runs saves and
-    ends."""
+    """`jobs` at a time. On an exception, Ctrl-C included, what runs saves and ends."""
     log.mkdir(parents=True, exist_ok=True)
     ending = Event()
     with (
@@ -216,16 +234,10 @@ def carry_out_all(
         reward_service("jpeg", log / "jpeg.log") as jpeg,
         ThreadPoolExecutor(jobs) as pool,
     ):
-        services = Services(ocr, jpeg)
+        last = (Services(ocr, jpeg), results, ending)
         try:
-            waiting = [
-                pool.submit(look, (*COMMON, f"seed={seed}"), services, folder, None, ending)
-                for folder, seed in bases
-                if not is_looked_at(folder)
-            ]
-            waiting += [
-                pool.submit(carry_out, run, services, ending) for run in runs if not run.done
-            ]
+            waiting = [pool.submit(look_at_base, base, *last) for base in bases]
+            waiting += [pool.submit(carry_out, run, *last) for run in runs]
             for future in waiting:
                 future.result()
         except BaseException:
@@ -234,28 +246,14 @@ def carry_out_all(
             raise
 
 
-def finished(
-    runs: Path, objectives: Sequence[str], seeds: Sequence[int], options: argparse.Namespace
-) -> Outcomes:
-    planned = {
-        name: [run_of(runs, name, seed, options.budget, options.thresholds) for seed in seeds]
-        for name in objectives
-    }
-    return {
-        name: [read_outcome(run.folder, options.thresholds) for run in of_name if run.done]
-        for name, of_name in planned.items()
-    }
-
-
-def tuned(runs: Path, objectives: Sequence[str], budget: int) -> str:
+def tuned(of_objective: Mapping[str, Mapping[str, Run]], results: Results) -> str:
     """Markdown: the best and the last score of every setting that was tried, on the validation words."""
     lines = ["| objective | changed | best | last | ended |", "|---|---|---:|---:|---|"]
-    for objective in objectives:
-        for changed, run in tuning_runs(runs, objective, budget).items():
-            if run.done:
-                scores = [row["score"] for row in validations(run.folder)] or [float("nan")]
-                ended = json.loads((run.folder / OUTCOME).read_text())["ended"]
-                cells = (objective, changed, f"{max(scores):.3f}", f"{scores[-1]:.3f}", ended)
+    for objective, runs in of_objective.items():
+        for changed, run in runs.items():
+            if (outcome := results.outcome(run.of)) is not None:
+                last = outcome.curve[-1].score if outcome.curve else 0.0
+                cells = (objective, changed, f"{outcome.best:.3f}", f"{last:.3f}", outcome.ended)
                 lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -265,6 +263,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--runs", type=Path, default=Path("runs/score"))
+    parser.add_argument("--results", type=Path, default=Path("docs/time-to-score.jsonl"))
     parser.add_argument("--picture", type=Path, default=Path("docs/time-to-score.png"))
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--budget", type=int, help="transformer forwards per run")
@@ -282,33 +281,48 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
-    runs: Path = options.runs
+    results = Results(options.results)
     if options.tune:
-        bases: list[tuple[Path, int]] = []
-        planned = [
-            run for name in options.only for run in tuning_runs(runs, name, options.budget).values()
-        ]
-    else:
-        bases = [(runs / f"base-{seed}", seed) for seed in options.seeds]
-        planned = [
-            run_of(runs, name, seed, options.budget, options.thresholds)
-            for seed in options.seeds
-            for name in options.only
-        ]
-    looked = all(is_looked_at(folder) for folder, _ in bases)
-    if not options.report and not (looked and all(run.done for run in planned)):
-        # SIGINT too: a shell's background jobs start with it ignored
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.default_int_handler)
-        carry_out_all(planned, bases, runs, options.jobs)
-    if options.tune:
-        print(tuned(runs, options.only, options.budget))
+        tuning = {name: tuning_runs(options.runs, name, options.budget) for name in options.only}
+        finish([], [run for runs in tuning.values() for run in runs.values()], results, options)
+        print(tuned(tuning, results))
         return 0
-    outcomes = finished(runs, options.only, options.seeds, options)
-    base = [read_look(f, load_recipe(RECIPE)) for f, _ in bases if is_looked_at(f)]
-    print(table(outcomes, base, options.thresholds))
+    bases = [Base(options.runs / f"base-{s}", (*COMMON, f"seed={s}")) for s in options.seeds]
+    planned = {
+        name: [
+            run_of(options.runs, name, s, options.budget, options.thresholds) for s in options.seeds
+        ]
+        for name in options.only
+    }
+    # seed by seed: a table of one seed is of use before the others are there
+    finish(
+        bases,
+        [run for runs in zip(*planned.values(), strict=True) for run in runs],
+        results,
+        options,
+    )
+    outcomes = {
+        name: [found for run in runs if (found := results.outcome(run.of)) is not None]
+        for name, runs in planned.items()
+    }
+    looks = [found for base in bases if (found := results.look(base.of)) is not None]
+    print(table(outcomes, looks, options.thresholds))
     draw(outcomes, options.picture, options.thresholds)
     return 0
+
+
+def finish(
+    bases: Sequence[Base], runs: Sequence[Run], results: Results, options: argparse.Namespace
+) -> None:
+    """Carries out what has no line in the results yet, unless only a report is asked for."""
+    bases = [base for base in bases if results.look(base.of) is None]
+    runs = [run for run in runs if results.outcome(run.of) is None]
+    if options.report or not (bases or runs):
+        return
+    # SIGINT too: a shell's background jobs start with it ignored
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
+    carry_out_all(bases, runs, results, options.runs, options.jobs)
 
 
 if __name__ == "__main__":

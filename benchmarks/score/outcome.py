@@ -19,8 +19,6 @@ from flow_trainer.recipe import Recipe, load_recipe
 from flow_trainer.record.report import read_metrics
 from flow_trainer.record.runlog import GRID_GAP
 
-OUTCOME = "outcome.json"
-"""In a run's folder, once it has ended and was looked at."""
 IMAGES = 4
 """Per held-out prompt, where a run is looked at."""
 FALL = 0.15
@@ -129,9 +127,12 @@ def cut_grid(grid: np.ndarray, side: tuple[int, int], count: int) -> np.ndarray:
     return np.stack([grid[top : top + height, left : left + width] for top, left in corners])
 
 
-def read_outcome(folder: Path, thresholds: Sequence[float]) -> Outcome:
+def read_outcome(
+    folder: Path, thresholds: Sequence[float], ended: str, *, looked: bool = True
+) -> Outcome:
+    """Of the folder of a run that has ended so; `looked`: its checkpoints at the thresholds were
+    evaluated."""
     recipe = load_recipe(folder / "recipe.json")
-    said = json.loads((folder / OUTCOME).read_text())
     per_image = forwards(recipe).total
     curve: list[Point] = []
     cpu_s = 0.0
@@ -145,12 +146,14 @@ def read_outcome(folder: Path, thresholds: Sequence[float]) -> Outcome:
     return Outcome(
         seed=recipe.seed,
         forwards_per_image=per_image,
-        ended=said["ended"],
+        ended=ended,
         curve=curve,
         reached={
             threshold: Reached(by_epoch[epoch], read_look(look_folder(folder, epoch), recipe))
             for threshold, epoch in first_epochs(folder, thresholds).items()
-        },
+        }
+        if looked
+        else {},
     )
 
 

@@ -15,7 +15,7 @@ TUNING_SEED = 41
 BUDGET = 140_800
 """Transformer forwards of a run's training, the backward counted as two: the demo's 50 epochs. Evaluations
 come on top."""
-TUNING_BUDGET = 35_200
+TUNING_BUDGET = 26_400
 THRESHOLDS = (0.80, 0.85, 0.90)
 
 COMMON = (
@@ -44,7 +44,7 @@ class Row:
 
 
 def _rates(*more: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
-    return ("update.learning_rate=1.5e-4",), ("update.learning_rate=6e-4",), *more
+    return ("update.learning_rate=6e-4",), ("update.learning_rate=1.2e-3",), *more
 
 
 OBJECTIVES: dict[str, Row] = {

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
+from shutil import rmtree
 from types import ModuleType
 from typing import get_args
 
@@ -73,7 +74,7 @@ def test_a_run_ends_where_it_need_not_go_on(outcome: ModuleType) -> None:
 
 def finish(score: ModuleType, outcome: ModuleType, runs: Path, seed: int, last: float) -> None:
     """Leaves what a run of `nft` with evaluations every second epoch would, which reached 0.8 at the
-    fourth epoch, and `last` at the sixth."""
+    fourth epoch, and `last` at the sixth; its line is in results.jsonl."""
     run = score.run_of(runs, "nft", seed, score.BUDGET, (0.8, 0.9))
     run.folder.mkdir(parents=True)
     recipe = load_recipe(score.RECIPE, run.settings)
@@ -84,7 +85,6 @@ def finish(score: ModuleType, outcome: ModuleType, runs: Path, seed: int, last: 
         if epoch % 2 == 0:
             rows.append({"kind": "validation", "epoch": epoch, "score": score_now})
     (run.folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (run.folder / outcome.OUTCOME).write_text(json.dumps({"ended": "budget"}))
     for epoch in outcome.first_epochs(run.folder, (0.8, 0.9)).values():
         folder = outcome.look_folder(run.folder, epoch)
         folder.mkdir(parents=True)
@@ -93,6 +93,8 @@ def finish(score: ModuleType, outcome: ModuleType, runs: Path, seed: int, last: 
         Image.fromarray(image_grid(images, 8)).save(folder / "images.png")
         said = {"score": 0.81, "jpeg.incompressibility_kb": 1.5, "images": 8}
         (folder / "summary.json").write_text(json.dumps(said))
+    found = outcome.read_outcome(run.folder, run.thresholds, "budget")
+    score.Results(runs / "results.jsonl").add_outcome(run.of, found)
 
 
 def test_the_table_and_the_picture_have_what_is_finished(
@@ -100,8 +102,10 @@ def test_the_table_and_the_picture_have_what_is_finished(
 ) -> None:
     finish(score, outcome, tmp_path, 42, last=0.9)
     finish(score, outcome, tmp_path, 44, last=0.7)
+    rmtree(tmp_path / "nft-42")  # the line is enough
     picture = tmp_path / "curves.png"
     arguments = ["--report", "--runs", str(tmp_path), "--picture", str(picture)]
+    arguments += ["--results", str(tmp_path / "results.jsonl")]
     assert score.main([*arguments, "--thresholds", "0.8", "0.9", "--only", "clip", "nft"]) == 0
     header, rule, clip, nft = capsys.readouterr().out.splitlines()
     assert header.count("|") == rule.count("|") == clip.count("|") == nft.count("|")
@@ -131,11 +135,15 @@ def test_a_short_real_run_ends_at_its_threshold_and_is_looked_at(
     # what the untrained model does nearly always: the first evaluation of five is enough
     arguments = ["--only", "sft", "--seeds", "42", "--budget", "480", "--thresholds", "0.05", "0.1"]
     arguments += ["--runs", str(tmp_path), "--picture", str(tmp_path / "curves.png")]
+    results = tmp_path / "results.jsonl"
+    arguments += ["--results", str(results)]
     assert score.main(arguments) == 0
     untrained, sft = capsys.readouterr().out.splitlines()[2:]
     assert "untrained" in untrained
     run = tmp_path / "sft-42"
-    assert json.loads((run / "outcome.json").read_text())["ended"] == "reached"
+    lines = [json.loads(line) for line in results.read_text().splitlines()]
+    assert [line["of"][0] for line in lines] == ["base-42", "sft-42"]
+    assert lines[1]["outcome"]["ended"] == "reached"
     assert not (run / "summary.json").exists(), "it did not go on to its budget"
     assert not (run / "checkpoints").exists()
     cells = [cell.strip() for cell in sft.split("|")]
