@@ -98,7 +98,8 @@ class Run:
 
 def run_of(runs: Path, objective: str, seed: int, budget: int, thresholds: Sequence[float]) -> Run:
     folder = runs / f"{objective.replace(',', '').replace(' ', '-')}-{seed}"
-    settings = (*COMMON, *OBJECTIVES[objective].settings, f"seed={seed}")
+    row = OBJECTIVES[objective]
+    settings = (*COMMON, *row.settings, *row.chosen, f"seed={seed}")
     return Run(folder, within(settings, budget), tuple(thresholds))
 
 

@@ -56,6 +56,7 @@ def test_every_objective_is_there_and_costs_the_budget(score: ModuleType) -> Non
         assert str(recipe.prompts.validation).endswith("tiny_words_heldout.txt")
         tried = score.tuning_runs(Path("runs"), name, score.TUNING_BUDGET)
         assert len(tried) == 5, "the same budget of tuning for each"
+        assert score.OBJECTIVES[name].chosen in ((), *score.OBJECTIVES[name].tried)
         for tuning in tried.values():
             recipe = load_recipe(score.RECIPE, tuning.settings)
             assert recipe.seed not in score.SEEDS
