@@ -53,7 +53,8 @@ def recipe(
     numbers: Mapping[str, str], urls: Mapping[str, str], seed: int, **changes: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The recipe with these changes by section, its files by absolute path."""
-    found = tomllib.loads(RECIPE.read_text()) | {"seed": seed}
+    found: dict[str, Any] = tomllib.loads(RECIPE.read_text())
+    found["seed"] = seed
     found["model"]["path"] = str((HERE / found["model"]["path"]).resolve())
     sources = found["prompts"]["sources"]
     sources["numbers"] |= numbers
@@ -142,7 +143,8 @@ def main() -> int:
             train(
                 runs / f"teacher-{source}", only(source, recipe(*common, model=ADAPTER, **TEACHER))
             )
-        student = recipe(*common, model=ADAPTER, **STUDENT) | {"epochs": STUDENT_EPOCHS}
+        student = recipe(*common, model=ADAPTER, **STUDENT)
+        student["epochs"] = STUDENT_EPOCHS
         for source, settings in student["prompts"]["sources"].items():
             last = max((runs / f"teacher-{source}" / "checkpoints").iterdir())
             settings["teacher"] = str(last / "adapter")

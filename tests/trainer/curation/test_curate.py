@@ -271,7 +271,14 @@ def test_interrupted_it_says_what_is_kept(services: Services, tmp_path: Path) ->
         *("--reward", f"bright={slow.http}", "--out", str(tmp_path / "out")),
         *("--resolution", str(SIDE), "--dry-run"),
     ]
-    with subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command,
+        env=environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+        # tests that a shell runs in its background have it ignored, and their children too
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:
         wait_for_work(process, log)
         process.send_signal(signal.SIGINT)
         said = process.communicate(timeout=60)[1]

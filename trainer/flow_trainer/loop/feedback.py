@@ -135,7 +135,8 @@ def epoch_advantages(
     added = np.zeros(mask.shape) if bonus is None else bonus.reshape(mask.shape)
     terms = recipe.source_rewards
     if sources is None or len(terms) == 1:
-        return _source_advantages(recipe, grids, mask, *terms.values(), added)
+        (only,) = terms.values()
+        return _source_advantages(recipe, grids, mask, only, added)
     named = np.array(sources)
     parts = {name: named == name for name in terms if name in sources}
     found = {

@@ -97,13 +97,13 @@ def rollout(
                 if i in noisy:
                     step = transition(recipe, sigmas, steps, x, v)
                     x = step.sample(noise[:, i - noisy.start])
+                    if i in window:
+                        kept.append(x)
+                        densities.append(step.log_prob(x))
+                        watch.see(f"log-probability at step {i}", densities[-1])
+                        centres.append(step.mean)
                 else:
                     x = ode.step(x, v, sigmas[i], sigmas[i + 1])
-                if i in noisy and i in window:
-                    kept.append(x)
-                    densities.append(step.log_prob(x))
-                    watch.see(f"log-probability at step {i}", densities[-1])
-                    centres.append(step.mean)
                 leaving.look()
             if not turn.counts:
                 continue
