@@ -320,7 +320,7 @@ def test_an_outage_holds_the_epoch_and_costs_nothing(
     services: Services, data: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
     first = services.start(BRIGHTNESS)
-    settings = data(first.http, 6, scoring={"timeout_s": 3})
+    settings = data(first.http, 12, scoring={"timeout_s": 3})
     settings["evaluation"] = {"every": 0, "num_steps": 4}
     whole = tmp_path / "whole"
     train(parse_recipe(settings), whole)
@@ -333,7 +333,7 @@ def test_an_outage_holds_the_epoch_and_costs_nothing(
     assert process.is_alive()
     services.start(BRIGHTNESS, http_port=int(first.http.rpartition(":")[2]))
     assert "the epoch is held" in finish(process, out)
-    assert_identical(checkpoint(out, 6), checkpoint(whole, 6))
+    assert_identical(checkpoint(out, 12), checkpoint(whole, 12))
     assert all(row["failed"] == 0 for row in metrics(out, "train"))
 
 
