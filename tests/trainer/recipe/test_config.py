@@ -83,6 +83,10 @@ def test_unknown_key_names_the_nearest() -> None:
             },
             "advantage.diversity is a bonus beside rewards",
         ),
+        (
+            {"update": {"objective": "nft"}, "sampling": {"window": {"kind": "first", "size": 10}}},
+            "do not fit",
+        ),
         (forward("nft", skip_steps=10), "leaves no noise level of the first 10 steps"),
         (forward("epg", skip_steps=3, first_steps=3), "leaves no noise level of the first 3"),
         (forward("nft", strength=2.0), "at most 1"),

@@ -375,6 +375,7 @@ def _levels(recipe: Recipe) -> None:
 
 def _trained_steps(recipe: Recipe) -> None:
     u = recipe.update
+    recipe.noisy_steps(0)  # raises for a window that does not fit, whoever trains on it
     available = len(recipe.levels) if u.forward_process else len(recipe.window(0))
     if u.trained_steps is not None and u.trained_steps > available:
         raise ValueError(
