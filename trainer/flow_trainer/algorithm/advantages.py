@@ -117,8 +117,8 @@ def distinctness(small: Tensor, group_size: int) -> np.ndarray:
     """(P G,): how far each image is from the others of its group: the root mean square difference of
     pixels, 0 to 1, mean over the others. `small`: thumbnails (P * G, h, w, 3) uint8, prompt-major.
 
-    As a bonus it speaks for the rarer kind of image. Without one, a small preference of a reward is enough
-    for a policy to end in one kind (as in DRIFT, arXiv 2601.12401; DiverseGRPO, arXiv 2512.21514, gives
+    As a bonus it speaks for the rarer kind of image. Without one, a small lead is enough for a policy to
+    end in one kind (as in DRIFT, arXiv 2601.12401; DiverseGRPO, arXiv 2512.21514, gives
     its bonus by the size of clusters).
     """
     pixels = small.double().reshape(-1, group_size, small[0].numel()) / 255
