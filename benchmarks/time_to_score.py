@@ -96,8 +96,12 @@ class Run:
         return (self.folder.name, *self.settings, f"thresholds {self.thresholds}")
 
 
+def slug(objective: str) -> str:
+    return objective.replace(",", "").replace(" ", "-")
+
+
 def run_of(runs: Path, objective: str, seed: int, budget: int, thresholds: Sequence[float]) -> Run:
-    folder = runs / f"{objective.replace(',', '').replace(' ', '-')}-{seed}"
+    folder = runs / f"{slug(objective)}-{seed}"
     row = OBJECTIVES[objective]
     settings = (*COMMON, *row.settings, *row.chosen, f"seed={seed}")
     return Run(folder, within(settings, budget), tuple(thresholds))
@@ -107,10 +111,12 @@ def tuning_runs(runs: Path, objective: str, budget: int) -> dict[str, Run]:
     """By what each changes in the objective's row."""
     row = OBJECTIVES[objective]
     fixed = (*COMMON, *TUNED_ON, *row.settings, f"seed={TUNING_SEED}")
-    name = objective.replace(",", "").replace(" ", "-")
     return {
         " ".join(changes) or "as it is": Run(
-            runs / f"{name}-tune-{number}", within((*fixed, *changes), budget), (1.01,), False
+            runs / f"{slug(objective)}-tune-{number}",
+            within((*fixed, *changes), budget),
+            (1.01,),
+            False,
         )
         for number, changes in enumerate(((), *row.tried))
     }
@@ -308,6 +314,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }
     looks = [found for base in bases if (found := results.look(base.of)) is not None]
     print(table(outcomes, looks, options.thresholds))
+    print(f"CPU seconds are of: {', '.join(results.machines())}", file=sys.stderr)
     draw(outcomes, options.picture, options.thresholds)
     return 0
 

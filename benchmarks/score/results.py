@@ -49,9 +49,9 @@ class Results:
             with self.path.open("a") as file:
                 file.write(json.dumps(line) + "\n")
 
-    def machines(self) -> set[str]:
+    def machines(self) -> list[str]:
         """The processors whose seconds they are."""
-        return {line["machine"] for line in self._found.values() if "outcome" in line}
+        return sorted({line["machine"] for line in self._found.values() if "outcome" in line})
 
 
 def _rounded(value: Any) -> Any:
