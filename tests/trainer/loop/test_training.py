@@ -320,7 +320,14 @@ def test_an_outage_holds_the_epoch_and_costs_nothing(
     services: Services, data: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
     first = services.start(BRIGHTNESS)
-    settings = data(first.http, 15, scoring={"timeout_s": 1})
+    settings = data(
+        first.http,
+        15,
+        scoring={"timeout_s": 3},
+        # one call an epoch: it is scored or it is not, whenever the service dies
+        sampling={"micro_batch": 8},
+        update={"updates_per_epoch": 1},
+    )
     settings["evaluation"] = {"every": 0, "num_steps": 4}
     whole = tmp_path / "whole"
     train(parse_recipe(settings), whole)
