@@ -24,11 +24,12 @@ from reward_api import AsyncRewardClient
 
 CALLERS = ("http", "grpc", "http", "grpc")
 NAMES = ("whole", "with a broken image", "cancelled", "reset", "wrong")
-PAUSE_S = 0.02
 GROWTH_MB = 16.0
 
 
-async def call(service: Service, wire: str, seed: int, ends: float, counts: dict[str, int]) -> None:
+async def call(
+    service: Service, wire: str, seed: int, ends: float, pause_s: float, counts: dict[str, int]
+) -> None:
     rng = np.random.default_rng(seed)
     images = rng.integers(0, 256, (8, 128, 128, 3), np.uint8)
     broken = [*images[:7], b"\x89PNG\r\n\x1a\nbroken"]
@@ -50,7 +51,7 @@ async def call(service: Service, wire: str, seed: int, ends: float, counts: dict
             if kind == 2:
                 await asyncio.to_thread(_reset, service)
                 counts["reset"] += 1
-            await asyncio.sleep(PAUSE_S)
+            await asyncio.sleep(pause_s)
 
 
 def _reset(service: Service) -> None:
@@ -64,10 +65,13 @@ def _reset(service: Service) -> None:
         sock.sendall(head + b"Content-Length: 300000\r\n\r\n" + b" " * 150_000)
 
 
-async def score_steadily(service: Service, seconds: float, counts: dict[str, int]) -> None:
+async def score_steadily(
+    service: Service, seconds: float, pause_s: float, counts: dict[str, int]
+) -> None:
     ends = time.monotonic() + seconds
     calls = [
-        asyncio.create_task(call(service, wire, i, ends, counts)) for i, wire in enumerate(CALLERS)
+        asyncio.create_task(call(service, wire, i, ends, pause_s, counts))
+        for i, wire in enumerate(CALLERS)
     ]
     try:
         while time.monotonic() < ends:
@@ -107,7 +111,7 @@ def soak(options: argparse.Namespace) -> Figures:
         try:
             service = services.start("-m", "reward_services", "jpeg")
             with watching(service) as seen:
-                asyncio.run(score_steadily(service, options.seconds, counts))
+                asyncio.run(score_steadily(service, options.seconds, options.pause, counts))
             judge(figures, counts, seen, options.seconds)
         finally:
             services.stop()
@@ -117,6 +121,13 @@ def soak(options: argparse.Namespace) -> Figures:
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=__doc__)
     made.add_argument("--seconds", type=float, default=600.0, help="(%(default)s)")
+    made.add_argument(
+        "--pause",
+        type=float,
+        default=0.02,
+        metavar="SECONDS",
+        help="of each caller after a call; 0.2 leaves a small machine most of its time (%(default)s)",
+    )
     return made
 
 
