@@ -30,6 +30,16 @@ CPU = torch.device("cpu")
 LoadTiny = Callable[..., Policy]
 
 
+def with_dynamo(test: Callable[..., None]) -> Callable[..., None]:
+    """For tests that compile: they take longer, and Dynamo looks at what warns."""
+    for what in (
+        "`torch.jit.script_method` is deprecated:DeprecationWarning",
+        "The .grad attribute of a Tensor:UserWarning",
+    ):
+        test = pytest.mark.filterwarnings(f"ignore:{what}")(test)
+    return pytest.mark.timeout(300)(test)
+
+
 @pytest.fixture(scope="module")
 def load_tiny(tmp_path_factory: pytest.TempPathFactory) -> LoadTiny:
     """A tiny policy of a family with some options; always the same weights."""
@@ -135,11 +145,7 @@ def test_normed_states_are_cast_once(
     assert torch.cosine_similarity(found, wanted, 0) > 0.9999
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
-@pytest.mark.filterwarnings(
-    "ignore:The .grad attribute of a Tensor:UserWarning"
-)  # Dynamo looks at it
-@pytest.mark.timeout(300)
+@with_dynamo
 @pytest.mark.parametrize("family", ["flux", "flux2_klein"])
 def test_compiled_blocks_serve_rollout_and_replay(
     load_tiny: LoadTiny, monkeypatch: pytest.MonkeyPatch, family: str
@@ -177,11 +183,7 @@ def test_auto_compiles_on_a_gpu_with_a_compiler(monkeypatch: pytest.MonkeyPatch)
     assert not compiles(sd3, cuda)
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
-@pytest.mark.filterwarnings(
-    "ignore:The .grad attribute of a Tensor:UserWarning"
-)  # Dynamo looks at it
-@pytest.mark.timeout(300)
+@with_dynamo
 @pytest.mark.parametrize("right", [True, False])
 def test_auto_gives_up_compiled_blocks_that_move_the_ratio(
     recipe_data: dict[str, Any], monkeypatch: pytest.MonkeyPatch, right: bool
@@ -204,6 +206,33 @@ def test_auto_gives_up_compiled_blocks_that_move_the_ratio(
         policy.compiled_by_choice = False  # as with model.compile = true
         with pytest.raises(RatioError, match=r"set model\.compile = false"):
             check_ratio(policy, recipe, [Prompt("red"), Prompt("blue")])
+
+
+@with_dynamo
+def test_auto_goes_on_without_a_compiler_that_fails(
+    load_tiny: LoadTiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch._dynamo.exc import BackendCompilerFailed
+
+    asked = []
+
+    def fail(graph: Any, inputs: Any, **options: Any) -> Any:
+        asked.append(options)
+        raise OSError("no space left for kernels\nand more of it")
+
+    monkeypatch.setattr(diffusers_policy, "compiles", lambda config, device: True)
+    monkeypatch.setattr(kernels, "COMPILE", {"dynamic": False, "backend": fail})
+    policy: Any = load_tiny("sd3", compile="auto")
+    with pytest.warns(
+        RuntimeWarning, match="failed with OSError: no space left for kernels. "
+    ) as said:
+        found = velocity(policy)
+    assert torch.equal(found, velocity(load_tiny("sd3", compile=False)))
+    velocity(policy, grad=True).square().sum().backward()
+    assert len(asked) == 1
+    assert sum(issubclass(one.category, RuntimeWarning) for one in said) == 1
+    with pytest.raises(BackendCompilerFailed, match="no space left"):
+        velocity(load_tiny("sd3", compile=True))
 
 
 def _off(graph: Any, inputs: Any) -> Any:

@@ -51,7 +51,8 @@ class DiffusersPolicy:
         self._family = family
         compiled = compiles(config, device)
         self.compiled_by_choice = config.compile == "auto" and compiled
-        config = config.model_copy(update={"compile": compiled})
+        if not compiled:
+            config = config.model_copy(update={"compile": False})
         self._config = config
         self.dtype = _dtype(config, device)
         pieces = None

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import warnings
+from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
@@ -112,18 +114,48 @@ def has_compiler() -> bool:
     return find_spec("triton") is not None and any(shutil.which(name) for name in names if name)
 
 
-def compile_blocks(transformer: nn.Module) -> None:
+def compile_blocks(transformer: nn.Module, *, or_eagerly: bool = False) -> None:
     """Compiles every transformer block, at its first call, in place: names of parameters stay.
 
-    Blocks of one kind share a compilation, which takes a fraction of the whole model's time.
+    Blocks of one kind share a compilation, which takes a fraction of the whole model's time. Where the
+    compiler fails, its error is raised; with `or_eagerly` it becomes a RuntimeWarning, and blocks compute
+    as they would without.
     """
-    import torch._dynamo
+    import torch._dynamo  # takes two seconds
 
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, SHAPES)
+    how = {"dynamic": COMPILE["dynamic"], "backend": _CompilerOrNone()} if or_eagerly else COMPILE
     for child in transformer.children():
         if isinstance(child, nn.ModuleList):
             for block in child:
-                block.compile(**COMPILE)
+                block.compile(**how)
+
+
+class _CompilerOrNone:
+    """A backend of torch.compile: that of COMPILE until it fails once, then none."""
+
+    def __init__(self) -> None:
+        self._compiler = torch._dynamo.lookup_backend(COMPILE.get("backend", "inductor"))
+        self._options = {"config_patches": COMPILE["options"]} if "options" in COMPILE else {}
+        self._failed = False
+
+    def __call__(self, graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+        if not self._failed:
+            try:
+                return self._compiler(graph, inputs, **self._options)
+            except (
+                Exception
+            ) as error:  # a compiler of kernels fails in as many ways as there are kernels
+                self._failed = True
+                why = str(error).strip().partition("\n")[0]
+                warnings.warn(
+                    "model.compile = auto goes on without compiled blocks, at about two thirds of the "
+                    f"speed: the compiler failed with {type(error).__name__}: {why}. model.compile = true "
+                    "ends with the whole error, false asks for none",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+        return graph.forward
 
 
 def run_eagerly(transformer: nn.Module) -> None:

@@ -53,9 +53,9 @@ class Tuning:
             if with_reference:
                 self._reference = copy.deepcopy(transformer)
             as_float32(transformer).requires_grad_(True)
-        if config.compile is True:
+        if config.compile:
             for module in filter(None, (transformer, self._reference)):
-                compile_blocks(module)
+                compile_blocks(module, or_eagerly=config.compile == "auto")
         self._class = type(transformer)
         self._sharded = mesh is not None
         if mesh is not None:
