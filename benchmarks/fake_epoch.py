@@ -181,7 +181,7 @@ def document(runs: list[dict[str, Any]]) -> str:
                 f"`{name}`",
                 f"{seen / GB:.1f}",
                 f"{said / GB:.1f}",
-                f"{said / seen - 1:+.0%}",
+                f"{said / seen - 1:+.1%}",
                 f"{peak / GB:.1f}",
                 _card(peak) if recipe.sharding == "none" else _divided(recipe, architecture),
             ]
