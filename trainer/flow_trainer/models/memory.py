@@ -56,7 +56,7 @@ RECOMPUTED = {
     "flux2_klein": 42.3,
 }
 """The same of the one block that checkpointing has at a time, with what surrounds it. That of Qwen-Image is
-FLUX's. With full fine-tuning SD3.5-M has 47.6, 1.2 GB for the batches of `sd35m_ocr`, which the estimate leaves out."""
+FLUX's. With full fine-tuning SD3.5-M has 47.6: 1.2 GB for the batches of `sd35m_ocr`, left out."""
 DECODE_BYTES_PER_PIXEL = 3100
 PULL_BACK_BYTES_PER_PIXEL = 23_300
 PULL_BACK_CHECKPOINTED = 12_600
