@@ -143,9 +143,7 @@ class _CompilerOrNone:
         if not self._failed:
             try:
                 return self._compiler(graph, inputs, **self._options)
-            except (
-                Exception
-            ) as error:  # a compiler of kernels fails in as many ways as there are kernels
+            except Exception as error:  # there is no list of the ways in which a compiler fails
                 self._failed = True
                 why = str(error).strip().partition("\n")[0]
                 warnings.warn(
