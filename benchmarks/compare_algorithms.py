@@ -22,7 +22,8 @@ from pathlib import Path
 
 from comparison import Outcomes, draw, read_outcome, table
 
-from flow_trainer.demo import PROCESS_ENV, RECIPE, ocr_service
+from flow_trainer.demo import FLOW_GRPO as RECIPE
+from flow_trainer.demo import PROCESS_ENV, ocr_service
 from flow_trainer.doctor.estimate import forwards
 from flow_trainer.recipe import load_recipe
 
@@ -33,7 +34,7 @@ SEEDS = (42, 43, 44)
 VALIDATIONS = 5
 """Along a run."""
 WARMUP = 0.1
-"""Of all updates, as in the demo."""
+"""Of all updates, as in the recipe."""
 POLL_S = 0.5
 
 COMMON = (
@@ -65,7 +66,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
         "forward.strength=0.1",
     ),
 }
-"""What each changes in the demo's recipe (trainer/recipes/tiny_sd3_ocr.toml)."""
+"""What each changes in Flow-GRPO's recipe (trainer/recipes/tiny_sd3_ocr.toml)."""
 
 
 @dataclass(frozen=True, slots=True)

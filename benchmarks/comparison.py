@@ -12,6 +12,7 @@ import numpy as np
 
 from flow_trainer.doctor.estimate import forwards
 from flow_trainer.recipe import load_recipe
+from flow_trainer.record.diversity import image_diversity
 from flow_trainer.record.report import charts, read_metrics
 from flow_trainer.record.report.series import joined
 
@@ -77,23 +78,7 @@ def read_outcome(run: Path, base_score: float) -> Outcome:
 
 def stored_diversity(path: Path) -> float:
     with np.load(path, allow_pickle=False) as stored:
-        return diversity(stored["images"], stored["prompts"].tolist())
-
-
-def diversity(images: np.ndarray, prompts: Sequence[str]) -> float:
-    """Root mean square pixel difference, in [0, 1], of two images of one prompt: the mean over a
-    prompt's pairs, then over prompts. Images are (N, H, W, 3) uint8, `prompts` has one per image."""
-    pixels = images.reshape(len(images), -1) / 255
-    groups: dict[str, list[int]] = {}
-    for row, prompt in enumerate(prompts):
-        groups.setdefault(prompt, []).append(row)
-    return mean(_mean_distance(pixels[rows]) for rows in groups.values())
-
-
-def _mean_distance(pixels: np.ndarray) -> float:
-    """Of all pairs of at least two rows (n, elements)."""
-    first, second = np.triu_indices(len(pixels), 1)
-    return float(np.sqrt(((pixels[first] - pixels[second]) ** 2).mean(1)).mean())
+        return image_diversity(stored["images"], stored["prompts"].tolist())
 
 
 def table(outcomes: Outcomes) -> str:

@@ -112,7 +112,7 @@ def run_all(names: list[str], known: list[dict[str, Any]]) -> Iterator[list[dict
 
 
 def published() -> list[Path]:
-    return sorted(path for path in RECIPES.glob("*.toml") if path.stem != "tiny_sd3_ocr")
+    return sorted(path for path in RECIPES.glob("*.toml") if not path.stem.startswith("tiny_sd3"))
 
 
 def _figures(found: Plan) -> dict[str, Any]:

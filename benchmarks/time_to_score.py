@@ -8,13 +8,15 @@ Starts an OCR service, which is the reward, and a JPEG service, which only watch
 the held-out words as it goes, and ends when it reaches the last threshold, has fallen, or has spent its
 budget; its checkpoints where it first reached a threshold are then looked at with more images, and
 removed. Every ended run leaves a line in docs/time-to-score.jsonl, from which the table and the picture
-are drawn, and is not run again unless its settings change. Ctrl-C saves; the same command goes on.
+are drawn, and is not run again unless its settings or the checkpoint that it starts from change. Ctrl-C
+saves; the same command goes on.
 Objectives and settings: score/settings.py. In an environment with the `demo` extra.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 import shutil
 import signal
@@ -49,7 +51,8 @@ from score.settings import (
     TUNING_SEED,
 )
 
-from flow_trainer.demo import PROCESS_ENV, RECIPE, ocr_service, reward_service
+from flow_trainer.demo import FLOW_GRPO as RECIPE
+from flow_trainer.demo import PROCESS_ENV, ocr_service, reward_service
 from flow_trainer.doctor.estimate import forwards
 from flow_trainer.recipe import load_recipe
 
@@ -85,7 +88,7 @@ class Base:
 class Run:
     folder: Path
     settings: tuple[str, ...]
-    """All of them, as overrides of the demo's recipe."""
+    """All of them, as overrides of RECIPE."""
     thresholds: tuple[float, ...]
     looks: bool = True
     """Whether its checkpoints at the thresholds are evaluated."""
@@ -94,6 +97,12 @@ class Run:
     def of(self) -> tuple[str, ...]:
         """What its line in the results says that it is."""
         return (self.folder.name, *self.settings, f"thresholds {self.thresholds}")
+
+
+def start_of_all() -> str:
+    """Names the checkpoint that all runs start from, by its weights."""
+    [weights] = (Path(load_recipe(RECIPE).model.path) / "transformer").glob("*.safetensors")
+    return hashlib.sha256(weights.read_bytes()).hexdigest()[:12]
 
 
 def slug(objective: str) -> str:
@@ -288,7 +297,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
-    results = Results(options.results)
+    results = Results(options.results, start_of_all())
     if options.tune:
         tuning = {name: tuning_runs(options.runs, name, options.budget) for name in options.only}
         finish([], [run for runs in tuning.values() for run in runs.values()], results, options)

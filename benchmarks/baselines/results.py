@@ -9,11 +9,11 @@ from statistics import mean
 from typing import Any
 
 import numpy as np
-from comparison import diversity
 
 from flow_trainer.doctor.estimate import forwards
 from flow_trainer.evaluation.bootstrap import Interval, interval
 from flow_trainer.recipe import load_recipe
+from flow_trainer.record.diversity import image_diversity
 from flow_trainer.record.report import charts, read_metrics
 from flow_trainer.record.report.series import joined
 from reward_api import RewardClient
@@ -68,7 +68,7 @@ def _measures(path: Path, monitor: np.ndarray) -> dict[str, np.ndarray]:
         prompts, images, values = stored["prompts"], stored["images"], stored["values"]
     count = len(dict.fromkeys(prompts.tolist()))
     groups = images.reshape(count, -1, *images.shape[1:])
-    spread = [[diversity(group, ["the same"] * len(group))] for group in groups]
+    spread = [[image_diversity(group, ["the same"] * len(group))] for group in groups]
     return {
         "task": values.reshape(count, -1),
         "monitor": monitor.reshape(count, -1),

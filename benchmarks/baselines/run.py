@@ -31,7 +31,8 @@ SEEDS = (42, 43, 44)
 VALIDATIONS = 4
 
 FLOW = ("sampling.window.kind=first", "sampling.window.size=4", "sampling.same_latent=true")
-"""The demo's: the steps in which the letters are decided, from one noise in a group."""
+"""As in recipes/tiny_sd3_ocr.toml: the steps in which the letters are decided, from one noise in a
+group."""
 CHOSEN = ("sampling.dynamics=ode", "forward.old_max=0")
 
 VARIANTS: dict[str, tuple[str, ...]] = {

@@ -11,11 +11,11 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from comparison import diversity
 from PIL import Image
 
 from flow_trainer.doctor.estimate import forwards
 from flow_trainer.recipe import Recipe, load_recipe
+from flow_trainer.record.diversity import image_diversity
 from flow_trainer.record.report import read_metrics
 from flow_trainer.record.runlog import GRID_GAP
 
@@ -41,7 +41,7 @@ class Look:
 
     score: float
     diversity: float
-    """See `comparison.diversity`."""
+    """See `flow_trainer.record.diversity`."""
     kilobytes: float
     """As JPEG of quality 95: the monitor, which no run is trained on. Texture and noise make it more, flat
     pictures less."""
@@ -113,7 +113,9 @@ def read_look(folder: Path, recipe: Recipe) -> Look:
         summary["images"],
     )
     prompts = [str(row // IMAGES) for row in range(len(images))]
-    return Look(summary["score"], diversity(images, prompts), summary["jpeg.incompressibility_kb"])
+    return Look(
+        summary["score"], image_diversity(images, prompts), summary["jpeg.incompressibility_kb"]
+    )
 
 
 def cut_grid(grid: np.ndarray, side: tuple[int, int], count: int) -> np.ndarray:

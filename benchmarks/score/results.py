@@ -18,14 +18,16 @@ DIGITS = 4
 
 
 class Results:
-    """The lines of one file. `of` says which run is meant: its name and all that it was told. Of several
-    lines of the same the last counts."""
+    """The lines of one file about runs that started from the checkpoint `start`; others stay as they are.
+    `of` says which run is meant: its name and all that it was told. Of several lines of the same the
+    last counts."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, start: str) -> None:
+        self.path, self.start = path, start
         self._lock = Lock()
         lines = path.read_text().splitlines() if path.exists() else []
-        self._found = {tuple(line["of"]): line for line in map(json.loads, lines)}
+        found = map(json.loads, lines)
+        self._found = {tuple(line["of"]): line for line in found if line["start"] == start}
 
     def outcome(self, of: tuple[str, ...]) -> Outcome | None:
         line = self._found.get(of)
@@ -42,7 +44,7 @@ class Results:
         self._add(of, look=_rounded(LOOKS.dump_python(look, mode="json")))
 
     def _add(self, of: tuple[str, ...], **found: Any) -> None:
-        line = {"of": of, "machine": cpu_model(), **found}
+        line = {"of": of, "start": self.start, "machine": cpu_model(), **found}
         with self._lock:
             self._found[of] = line
             self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
 """What `time_to_score.py` runs: every objective on the tiny model, a row each, and what else was tried.
 
-All start from the demo's recipe (trainer/recipes/tiny_sd3_ocr.toml): 8 prompts x 16 images and two updates
+All start from Flow-GRPO's recipe (trainer/recipes/tiny_sd3_ocr.toml): 8 prompts x 16 images and two updates
 per epoch, full fine-tuning at 3e-4 with ten updates of warm-up. An objective's row says what it changes.
 Its `tried` has as many alternatives as every other's, each one change; `time_to_score.py --tune` runs them
 on a seed that the table does not use, with one budget for each. What did best there is `chosen` for the
@@ -14,8 +14,8 @@ from dataclasses import dataclass
 SEEDS = (42, 43, 44)
 TUNING_SEED = 41
 BUDGET = 140_800
-"""Transformer forwards of a run's training, the backward counted as two: the demo's 50 epochs. Evaluations
-come on top."""
+"""Transformer forwards of a run's training, the backward counted as two: the 50 epochs of that recipe.
+Evaluations come on top."""
 TUNING_BUDGET = 26_400
 THRESHOLDS = (0.80, 0.85, 0.90)
 

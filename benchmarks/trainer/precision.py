@@ -102,7 +102,9 @@ def published() -> list[str]:
 
 
 def _all_recipes() -> list[str]:
-    return sorted(path.stem for path in RECIPES.glob("*.toml") if path.stem != "tiny_sd3_ocr")
+    return sorted(
+        path.stem for path in RECIPES.glob("*.toml") if not path.stem.startswith("tiny_sd3")
+    )
 
 
 def _path(name: str) -> Path:

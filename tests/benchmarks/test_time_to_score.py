@@ -95,7 +95,23 @@ def finish(score: ModuleType, outcome: ModuleType, runs: Path, seed: int, last: 
         said = {"score": 0.81, "jpeg.incompressibility_kb": 1.5, "images": 8}
         (folder / "summary.json").write_text(json.dumps(said))
     found = outcome.read_outcome(run.folder, run.thresholds, "budget")
-    score.Results(runs / "results.jsonl").add_outcome(run.of, found)
+    score.Results(runs / "results.jsonl", score.start_of_all()).add_outcome(run.of, found)
+
+
+def test_lines_of_runs_from_another_checkpoint_do_not_count(
+    score: ModuleType, outcome: ModuleType, tmp_path: Path
+) -> None:
+    finish(score, outcome, tmp_path, 42, last=0.9)
+    of = score.run_of(tmp_path, "nft", 42, score.BUDGET, (0.8, 0.9)).of
+    path = tmp_path / "results.jsonl"
+    found = score.Results(path, score.start_of_all()).outcome(of)
+    assert found is not None
+    other = score.Results(path, "another")
+    assert other.outcome(of) is None
+    assert other.machines() == []
+    other.add_outcome(of, found)
+    starts = [json.loads(line)["start"] for line in path.read_text().splitlines()]
+    assert starts == [score.start_of_all(), "another"]
 
 
 def test_the_table_and_the_picture_have_what_is_finished(

@@ -21,7 +21,10 @@ from pathlib import Path
 from flow_trainer.errors import ConfigError, TrainerError
 from reward_api import RewardClient, RewardError
 
-RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "tiny_sd3_ocr.toml"
+RECIPES = Path(__file__).resolve().parents[1] / "recipes"
+RECIPE = RECIPES / "tiny_sd3_ocr_nft.toml"
+FLOW_GRPO = RECIPES / "tiny_sd3_ocr.toml"
+"""The same task by the paper's own objective."""
 READY_TIMEOUT_S = 120.0
 SERVICE_LOG = "service.log"
 STOP_TIMEOUT_S = 20.0

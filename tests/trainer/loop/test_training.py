@@ -120,6 +120,7 @@ def test_the_reward_climbs_and_the_run_leaves_everything(
             20,
             sampling={"prompts_per_epoch": 4, "group_size": 8, "micro_batch": 16},
             update={"learning_rate": 1e-2},
+            evaluation={"heldout_images_per_prompt": 2},
             logging={"tensorboard": True, "image_every": 10},
         )
     )
@@ -129,6 +130,9 @@ def test_the_reward_climbs_and_the_run_leaves_everything(
     # one standard deviation inside a group is 0.0075: samples of one epoch differ by less
     assert sum(rewards[-5:]) / 5 > sum(rewards[:5]) / 5 + 0.01
     assert summary["heldout_after"] > summary["heldout_before"] + 0.01
+    for name in ("before", "after"):
+        [row] = metrics(run, f"heldout_{name}")
+        assert 0 < row["image_diversity"] == summary[f"heldout_diversity_{name}"]
     assert json.loads((run / "summary.json").read_text()) == summary
     assert max(row["ratio_error"] for row in metrics(run, "train")) < 1e-6
     assert 0 <= summary["reward_wait_fraction"] < 1

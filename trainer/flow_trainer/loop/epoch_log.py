@@ -197,14 +197,16 @@ def _image_hashes(run: Run, batch: Batch) -> list[str]:
     return [found for _, found in sorted(chain.from_iterable(run.world.exchange(mine)))]
 
 
-def write_summary(run: Run, before: Evaluation | None, after: Evaluation | None) -> dict[str, Any]:
-    progress = run.progress
+def write_summary(run: Run, after: Evaluation | None) -> dict[str, Any]:
+    progress, untrained = run.progress, _untrained(run.folder)
     summary = {
         "recipe": run.recipe.name,
         "seed": run.recipe.seed,
         "epochs": progress.epoch,
-        "heldout_before": _stored_score(run.folder, "before"),
+        "heldout_before": untrained.get("score"),
         "heldout_after": after.score if after else None,
+        "heldout_diversity_before": untrained.get("image_diversity"),
+        "heldout_diversity_after": after.diversity if after else None,
         "best_validation": progress.best_score,
         "best_epoch": progress.best_epoch,
         "train_wall_seconds": round(progress.train_seconds, 2),
@@ -226,6 +228,7 @@ def write_summary(run: Run, before: Evaluation | None, after: Evaluation | None)
     return summary
 
 
-def _stored_score(folder: Path, name: str) -> float | None:
-    path = folder / "heldout" / f"{name}.json"
-    return json.loads(path.read_text())["score"] if path.exists() else None
+def _untrained(folder: Path) -> dict[str, Any]:
+    """What the held-out prompts gave before training, perhaps in an earlier process; else empty."""
+    path = folder / "heldout" / "before.json"
+    return json.loads(path.read_text()) if path.exists() else {}

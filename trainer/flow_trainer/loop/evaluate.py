@@ -14,6 +14,7 @@ from flow_trainer.models.policy import Policy
 from flow_trainer.parallel.world import ALONE, World
 from flow_trainer.recipe import Recipe
 from flow_trainer.recipe.prompts import Prompt
+from flow_trainer.record.diversity import image_diversity
 from flow_trainer.record.scores import Scores
 
 Hold = Callable[[list[str]], Callable[[], None]]
@@ -44,6 +45,13 @@ class Evaluation:
         weighted = [(self.weights[name], mean) for name, mean in means.items() if mean is not None]
         return sum(w * mean for w, mean in weighted) / sum(w for w, _ in weighted)
 
+    @property
+    def diversity(self) -> float | None:
+        """See `image_diversity`; None without images, or with one of each prompt."""
+        if len(self.images) == 0 or len(set(self.prompts)) == len(self.prompts):
+            return None
+        return image_diversity(self.images, self.prompts)
+
     def _source_means(self) -> dict[str, float | None]:
         named = np.array(self.sources)
         means: dict[str, float | None] = {}
@@ -53,14 +61,17 @@ class Evaluation:
         return means
 
     def summary(self) -> dict[str, float | int | None]:
-        """Mean score, mean of every reward and sub-score, standard error, failed samples."""
+        """Mean score, mean of every reward and sub-score, standard error, diversity of a prompt's images
+        where it has several, failed samples."""
         valid = self.scores.values[self.scores.valid]
         error = float(valid.std(ddof=1) / np.sqrt(len(valid))) if len(valid) > 1 else None
+        diversity = self.diversity
         return {
             "score": self.score,
             "standard_error": error,
             **{f"{name}/score": mean for name, mean in self._source_means().items() if name},
             **self.scores.reward_means(),
+            **({} if diversity is None else {"image_diversity": diversity}),
             "images": len(self.prompts),
             "failed": int((~self.scores.valid).sum()),
         }

@@ -51,13 +51,13 @@ def train(recipe: Recipe, folder: Path, *, resume: bool = False) -> dict[str, An
         run = open_run(recipe, folder, resume=resume, device=device, world=world)
         try:
             with _signals(run), closing(Watching(run)) as watching:
-                before = _heldout(run, "before")
+                _heldout(run, "before")
                 if recipe.update.trains_on == "data":
                     _epochs_of_data(run)
                 else:
                     _epochs(run, watching)
                 after = _finish(run)
-            return write_summary(run, before, after)
+            return write_summary(run, after)
         finally:
             run.log.close()
             run.scorer.close()

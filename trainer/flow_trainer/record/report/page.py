@@ -115,6 +115,7 @@ def summary_table(summary: Mapping[str, Any]) -> str:
     facts = [
         ("held-out score before", f"{score('heldout_before')}  ({steps})"),
         ("held-out score after", score("heldout_after")),
+        ("diversity of a prompt's images", _change(summary, "heldout_diversity")),
         ("best validation", f"{score('best_validation')} at epoch {summary.get('best_epoch')}"),
         ("epochs", str(summary.get("epochs"))),
         ("training time", f"{summary.get('train_wall_seconds', 0):.0f} s"),
@@ -123,6 +124,11 @@ def summary_table(summary: Mapping[str, Any]) -> str:
     ]
     width = max(len(name) for name, _ in facts)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in facts)
+
+
+def _change(summary: Mapping[str, Any], key: str) -> str:
+    before, after = summary.get(f"{key}_before"), summary.get(f"{key}_after")
+    return "–" if before is None or after is None else f"{before:.3f} before, {after:.3f} after"
 
 
 def _lead(groups: Sequence[Group]) -> str:
