@@ -4,7 +4,7 @@ All start from Flow-GRPO's recipe (trainer/recipes/tiny_sd3_ocr.toml): 8 prompts
 per epoch, full fine-tuning at 3e-4 with ten updates of warm-up. An objective's row says what it changes.
 Its `tried` has as many alternatives as every other's, each one change; `time_to_score.py --tune` runs them
 on a seed that the table does not use, with one budget for each. What did best there is `chosen` for the
-table.
+table; so far by runs from the checkpoint before 2026-11-27.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The transformer and its text encoders: rectified flow on drawn signs, first with true captions,
-then with noisy ones.
+then with noisy ones, and both once more.
 
-The noisy phase is what makes the checkpoint useful for RL: the model draws sharp letters of which
+The noisy phases are what make the checkpoint useful for RL: the model draws sharp letters of which
 some are wrong, so that a group of samples holds better and worse ones. A model that is merely
 undertrained draws blurs, and RL cannot climb from there.
 """
