@@ -32,6 +32,8 @@ class Evaluation:
     """One per image: which of the recipe's sources it is of."""
     weights: Mapping[str, float]
     """Of the sources in the score."""
+    diversity: float | None
+    """See `image_diversity`; None without images, or with one of each prompt."""
 
     @property
     def score(self) -> float | None:
@@ -44,13 +46,6 @@ class Evaluation:
             return None
         weighted = [(self.weights[name], mean) for name, mean in means.items() if mean is not None]
         return sum(w * mean for w, mean in weighted) / sum(w for w, _ in weighted)
-
-    @property
-    def diversity(self) -> float | None:
-        """See `image_diversity`; None without images, or with one of each prompt."""
-        if len(self.images) == 0 or len(set(self.prompts)) == len(self.prompts):
-            return None
-        return image_diversity(self.images, self.prompts)
 
     def _source_means(self) -> dict[str, float | None]:
         named = np.array(self.sources)
@@ -65,13 +60,12 @@ class Evaluation:
         where it has several, failed samples."""
         valid = self.scores.values[self.scores.valid]
         error = float(valid.std(ddof=1) / np.sqrt(len(valid))) if len(valid) > 1 else None
-        diversity = self.diversity
         return {
             "score": self.score,
             "standard_error": error,
             **{f"{name}/score": mean for name, mean in self._source_means().items() if name},
             **self.scores.reward_means(),
-            **({} if diversity is None else {"image_diversity": diversity}),
+            **({} if self.diversity is None else {"image_diversity": self.diversity}),
             "images": len(self.prompts),
             "failed": int((~self.scores.valid).sum()),
         }
@@ -117,10 +111,14 @@ def evaluate(
     )
     scores = scorer.collect(jobs, hold)
     scores.require_one()
+    kept = world.gather_rows(drawn, stack_images(images)) if keep_images else stack_images([])
+    texts = [prompt.text for prompt in expanded]
+    comparable = len(kept) > 0 and len(set(texts)) < len(texts)
     return Evaluation(
         scores=scores,
-        images=world.gather_rows(drawn, stack_images(images)) if keep_images else stack_images([]),
-        prompts=[prompt.text for prompt in expanded],
+        images=kept,
+        prompts=texts,
         sources=[prompt.source for prompt in expanded],
         weights=recipe.source_weights,
+        diversity=image_diversity(kept, texts) if comparable else None,
     )
