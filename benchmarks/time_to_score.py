@@ -5,11 +5,10 @@
     python benchmarks/time_to_score.py --tune          # the settings that were tried, each with one budget
 
 Starts an OCR service, which is the reward, and a JPEG service, which only watches. A run is evaluated on
-the held-out words as it goes, and ends when it reaches the last threshold, has fallen, or has spent its
-budget; its checkpoints where it first reached a threshold are then looked at with more images, and
-removed. Every ended run leaves a line in docs/time-to-score.jsonl, from which the table and the picture
-are drawn, and is not run again unless its settings or the checkpoint that it starts from change. Ctrl-C
-saves; the same command goes on.
+the held-out words as it goes, and ends when it reaches the last threshold, has fallen, has stalled or has
+spent its budget. Every ended run leaves a line in docs/time-to-score.jsonl, from which the table and the
+picture are drawn, and is not run again unless its settings or the checkpoint that it starts from change.
+Ctrl-C saves; the same command goes on.
 Objectives and settings: score/settings.py. In an environment with the `demo` extra.
 """
 
@@ -28,18 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 
-from score.outcome import (
-    IMAGES,
-    draw,
-    ends,
-    first_epochs,
-    is_looked_at,
-    look_folder,
-    read_look,
-    read_outcome,
-    table,
-    validations,
-)
+from score.outcome import draw, ends, evaluations, read_outcome, table
 from score.results import Results
 from score.settings import (
     BUDGET,
@@ -56,32 +44,15 @@ from flow_trainer.demo import PROCESS_ENV, ocr_service, reward_service
 from flow_trainer.doctor.estimate import forwards
 from flow_trainer.recipe import load_recipe
 
-EVALUATION_COST = 5_600
+EVALUATION_COST = 8_400
 """Training forwards between two evaluations, about."""
 POLL_S = 0.5
 TUNED_ON = (
     "prompts.validation=../prompts/tiny_words_validation.txt",
+    "prompts.heldout=../prompts/tiny_words_validation.txt",
     "evaluation.images_per_prompt=4",
 )
 """Settings are not chosen by the words that the table is about."""
-
-
-@dataclass(frozen=True, slots=True)
-class Services:
-    ocr: str
-    jpeg: str
-
-
-@dataclass(frozen=True, slots=True)
-class Base:
-    """The untrained model, looked at."""
-
-    folder: Path
-    settings: tuple[str, ...]
-
-    @property
-    def of(self) -> tuple[str, ...]:
-        return (self.folder.name, *self.settings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +61,6 @@ class Run:
     settings: tuple[str, ...]
     """All of them, as overrides of RECIPE."""
     thresholds: tuple[float, ...]
-    looks: bool = True
-    """Whether its checkpoints at the thresholds are evaluated."""
 
     @property
     def of(self) -> tuple[str, ...]:
@@ -125,94 +94,55 @@ def tuning_runs(runs: Path, objective: str, budget: int) -> dict[str, Run]:
             runs / f"{slug(objective)}-tune-{number}",
             within((*fixed, *changes), budget),
             (1.01,),
-            False,
         )
         for number, changes in enumerate(((), *row.tried))
     }
 
 
 def within(settings: tuple[str, ...], budget: int) -> tuple[str, ...]:
-    """With the epochs that the budget allows, and evaluations and checkpoints along them."""
+    """With the epochs that the budget allows, and evaluations along them."""
     recipe = load_recipe(RECIPE, settings)
     cost = forwards(recipe).total * recipe.images_per_epoch
     every = max(1, round(EVALUATION_COST / cost))
     epochs = max(1, round(budget / cost))
-    return (
-        *settings,
-        f"epochs={epochs}",
-        f"evaluation.every={every}",
-        f"checkpoints.every={every}",
-    )
+    return (*settings, f"epochs={epochs}", f"evaluation.every={every}")
 
 
-def carry_out(run: Run, services: Services, results: Results, ending: Event) -> None:
-    """Trains, looks and adds to `results`; returns early, without that, when `ending` is set."""
-    ended = train(run, services, ending)
+def carry_out(run: Run, urls: Mapping[str, str], results: Results, ending: Event) -> None:
+    """Trains and adds to `results`; not what failed, nor when `ending` is set."""
+    ended = train(run, urls, ending)
     if ending.is_set():
         return
-    if run.looks:
-        for epoch in first_epochs(run.folder, run.thresholds).values():
-            folder = look_folder(run.folder, epoch)
-            checkpoint = run.folder / "checkpoints" / f"epoch_{epoch:05d}"
-            if not is_looked_at(folder):
-                look(run.settings, services, folder, checkpoint, ending)
-            if ending.is_set():
-                return
-    outcome = read_outcome(run.folder, run.thresholds, ended, looked=run.looks)
-    results.add_outcome(run.of, outcome)
+    if ended is None:
+        log = run.folder / "log.txt"
+        print(f"{run.folder.name} failed and can be tried again: see {log}", file=sys.stderr)
+        return
+    results.add(run.of, read_outcome(run.folder, ended))
     shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
     shutil.rmtree(run.folder / "best", ignore_errors=True)
     print(f"{run.folder.name}: {ended}", file=sys.stderr, flush=True)
 
 
-def look_at_base(base: Base, services: Services, results: Results, ending: Event) -> None:
-    look(base.settings, services, base.folder, None, ending)
-    if not ending.is_set():
-        results.add_look(base.of, read_look(base.folder, load_recipe(RECIPE)))
+def train(run: Run, urls: Mapping[str, str], ending: Event) -> str | None:
+    """Why the run ended: reached, stalled, fell or budget; None where it failed."""
 
+    def end() -> str | None:
+        return ends([row["score"] for row in evaluations(run.folder)], run.thresholds)
 
-def train(run: Run, services: Services, ending: Event) -> str:
-    """Why the run ended: reached, fell, budget or failed."""
-    why = ends([row["score"] for row in validations(run.folder)], run.thresholds)
-    if why is not None or (run.folder / "summary.json").exists():
+    spent = run.folder / "summary.json"
+    if (why := end()) is not None or spent.exists():
         return why or "budget"
-    arguments = ("train", str(RECIPE), "--out", str(run.folder), "--resume", *as_sets(run.settings))
-    process = start((*arguments, *as_sets([f"rewards.ocr.url={services.ocr}"])), run.folder)
+    arguments = ["train", str(RECIPE), "--out", str(run.folder), "--resume", *as_sets(run.settings)]
+    watched = ["rewards.jpeg.weight=0"]
+    served = [f"rewards.{name}.url={url}" for name, url in urls.items()]
+    process = start((*arguments, *as_sets(watched), *as_sets(served)), run.folder)
     try:
-        while process.poll() is None:
-            why = ends([row["score"] for row in validations(run.folder)], run.thresholds)
-            if why is not None or ending.wait(POLL_S):
-                break
-    finally:
-        stop(process)
-    if why is None:  # or it was the last evaluation
-        why = ends([row["score"] for row in validations(run.folder)], run.thresholds)
-    if why is not None:
-        return why
-    return "budget" if (run.folder / "summary.json").exists() else "failed"
-
-
-def look(
-    settings: Sequence[str],
-    services: Services,
-    folder: Path,
-    checkpoint: Path | None,
-    ending: Event,
-) -> None:
-    """Evaluates a checkpoint (None: the untrained model) on the held-out words. Raises RuntimeError."""
-    watched = [f"rewards.jpeg.url={services.jpeg}", "rewards.jpeg.weight=0"]
-    arguments = ["evaluate", str(RECIPE), "--split", "validation", "--images", str(IMAGES)]
-    arguments += ["--out", str(folder)] + (["--checkpoint", str(checkpoint)] if checkpoint else [])
-    process = start(
-        (*arguments, *as_sets([*settings, f"rewards.ocr.url={services.ocr}", *watched])), folder
-    )
-    try:
-        while process.poll() is None and not ending.wait(POLL_S):
+        while process.poll() is None and (why := end()) is None and not ending.wait(POLL_S):
             pass
     finally:
         stop(process)
-    if not ending.is_set() and not is_looked_at(folder):
-        raise RuntimeError(f"{folder} could not be evaluated: see {folder / 'log.txt'}")
+    # it may have been the last evaluation
+    return why or end() or ("budget" if spent.exists() else None)
 
 
 def start(arguments: Sequence[str], folder: Path) -> subprocess.Popen[bytes]:
@@ -239,9 +169,7 @@ def as_sets(settings: Sequence[str]) -> list[str]:
     return [part for setting in settings for part in ("--set", setting)]
 
 
-def carry_out_all(
-    bases: Sequence[Base], runs: Sequence[Run], results: Results, log: Path, jobs: int
-) -> None:
+def carry_out_all(runs: Sequence[Run], results: Results, log: Path, jobs: int) -> None:
     """`jobs` at a time. On an exception, Ctrl-C included, what runs saves and ends."""
     log.mkdir(parents=True, exist_ok=True)
     ending = Event()
@@ -250,11 +178,9 @@ def carry_out_all(
         reward_service("jpeg", log / "jpeg.log") as jpeg,
         ThreadPoolExecutor(jobs) as pool,
     ):
-        last = (Services(ocr, jpeg), results, ending)
+        urls = {"ocr": ocr, "jpeg": jpeg}
         try:
-            waiting = [pool.submit(look_at_base, base, *last) for base in bases]
-            waiting += [pool.submit(carry_out, run, *last) for run in runs]
-            for future in waiting:
+            for future in [pool.submit(carry_out, run, urls, results, ending) for run in runs]:
                 future.result()
         except BaseException:
             ending.set()
@@ -268,7 +194,7 @@ def tuned(of_objective: Mapping[str, Mapping[str, Run]], results: Results) -> st
     for objective, runs in of_objective.items():
         for changed, run in runs.items():
             if (outcome := results.outcome(run.of)) is not None:
-                last = outcome.curve[-1].score if outcome.curve else 0.0
+                last = outcome.curve[-1].score
                 cells = (objective, changed, f"{outcome.best:.3f}", f"{last:.3f}", outcome.ended)
                 lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -300,10 +226,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     results = Results(options.results, start_of_all())
     if options.tune:
         tuning = {name: tuning_runs(options.runs, name, options.budget) for name in options.only}
-        finish([], [run for runs in tuning.values() for run in runs.values()], results, options)
+        finish([run for runs in tuning.values() for run in runs.values()], results, options)
         print(tuned(tuning, results))
         return 0
-    bases = [Base(options.runs / f"base-{s}", (*COMMON, f"seed={s}")) for s in options.seeds]
     planned = {
         name: [
             run_of(options.runs, name, s, options.budget, options.thresholds) for s in options.seeds
@@ -311,35 +236,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name in options.only
     }
     # seed by seed: a table of one seed is of use before the others are there
-    finish(
-        bases,
-        [run for runs in zip(*planned.values(), strict=True) for run in runs],
-        results,
-        options,
-    )
+    finish([run for runs in zip(*planned.values(), strict=True) for run in runs], results, options)
     outcomes = {
         name: [found for run in runs if (found := results.outcome(run.of)) is not None]
         for name, runs in planned.items()
     }
-    looks = [found for base in bases if (found := results.look(base.of)) is not None]
-    print(table(outcomes, looks, options.thresholds))
+    print(table(outcomes, options.thresholds))
     print(f"CPU seconds are of: {', '.join(results.machines())}", file=sys.stderr)
     draw(outcomes, options.picture, options.thresholds)
     return 0
 
 
-def finish(
-    bases: Sequence[Base], runs: Sequence[Run], results: Results, options: argparse.Namespace
-) -> None:
+def finish(runs: Sequence[Run], results: Results, options: argparse.Namespace) -> None:
     """Carries out what has no line in the results yet, unless only a report is asked for."""
-    bases = [base for base in bases if results.look(base.of) is None]
     runs = [run for run in runs if results.outcome(run.of) is None]
-    if options.report or not (bases or runs):
+    if options.report or not runs:
         return
     # SIGINT too: a shell's background jobs start with it ignored
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
-    carry_out_all(bases, runs, results, options.runs, options.jobs)
+    carry_out_all(runs, results, options.runs, options.jobs)
 
 
 if __name__ == "__main__":

@@ -3,42 +3,33 @@ looked like there; as a table and as curves."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
 from flow_trainer.doctor.estimate import forwards
-from flow_trainer.recipe import Recipe, load_recipe
-from flow_trainer.record.diversity import image_diversity
+from flow_trainer.recipe import load_recipe
 from flow_trainer.record.report import read_metrics
-from flow_trainer.record.runlog import GRID_GAP
 
-IMAGES = 4
-"""Per held-out prompt, where a run is looked at."""
+EVALUATED = ("heldout_before", "validation")
+"""Rows of a run's metrics about the same words: of the untrained model, and along the training."""
 FALL = 0.15
 """A run that is twice in a row so far below its best has fallen."""
+STALL = 6
+"""A run that has no new best for so many evaluations has stalled."""
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
+    """An evaluation on the held-out words; epoch 0 is the untrained model."""
+
     epoch: int
     forwards: float
     """Of the transformer so far, those of evaluations not counted."""
     cpu_s: float
     """Of the trainer's epochs so far; evaluations and reward services are not counted."""
-    score: float
-
-
-@dataclass(frozen=True, slots=True)
-class Look:
-    """What a checkpoint's images are: all held-out prompts, IMAGES each."""
-
     score: float
     diversity: float
     """See `flow_trainer.record.diversity`."""
@@ -48,92 +39,45 @@ class Look:
 
 
 @dataclass(frozen=True, slots=True)
-class Reached:
-    point: Point
-    look: Look
-
-
-@dataclass(frozen=True, slots=True)
 class Outcome:
     seed: int
     forwards_per_image: int
     ended: str
-    """reached, budget, fell or failed."""
+    """reached, budget, stalled or fell."""
     curve: list[Point]
-    reached: dict[float, Reached]
-    """By threshold; those that were not reached are missing."""
+    """From the untrained model on."""
+
+    def first(self, threshold: float) -> Point | None:
+        """At or above the threshold."""
+        return next((point for point in self.curve if point.score >= threshold), None)
 
     @property
     def best(self) -> float:
-        return max((point.score for point in self.curve), default=0.0)
+        return max(point.score for point in self.curve)
 
 
 Outcomes = Mapping[str, Sequence[Outcome]]
 
 
-def validations(folder: Path) -> list[dict[str, Any]]:
-    """The rows of a run's metrics so far that are about held-out words."""
+def evaluations(folder: Path) -> list[dict[str, Any]]:
+    """The rows of a run's metrics so far that are about the held-out words, the untrained model's first."""
     if not (folder / "metrics.jsonl").exists():
         return []
-    return [row for row in read_metrics(folder) if row["kind"] == "validation"]
+    return [row for row in read_metrics(folder) if row["kind"] in EVALUATED]
 
 
 def ends(scores: Sequence[float], thresholds: Sequence[float]) -> str | None:
     """Why a run with these held-out scores need not go on; None when it should."""
-    if max(scores, default=0.0) >= max(thresholds):
+    best = max(scores, default=0.0)
+    if best >= max(thresholds):
         return "reached"
-    if len(scores) > 2 and max(scores[-2:]) < max(scores) - FALL:
+    if len(scores) > 2 and max(scores[-2:]) < best - FALL:
         return "fell"
-    return None
+    return "stalled" if best not in scores[-STALL:] and len(scores) > STALL else None
 
 
-def first_epochs(folder: Path, thresholds: Sequence[float]) -> dict[float, int]:
-    """The first evaluated epoch at or above each threshold that was reached."""
-    rows = validations(folder)
-    return {
-        threshold: next(row["epoch"] for row in rows if row["score"] >= threshold)
-        for threshold in thresholds
-        if any(row["score"] >= threshold for row in rows)
-    }
-
-
-def look_folder(run: Path, epoch: int) -> Path:
-    return run / "looks" / f"epoch_{epoch:05d}"
-
-
-def is_looked_at(folder: Path) -> bool:
-    return (folder / "images.png").exists()  # what an evaluation writes last
-
-
-def read_look(folder: Path, recipe: Recipe) -> Look:
-    summary = json.loads((folder / "summary.json").read_text())
-    images = cut_grid(
-        np.asarray(Image.open(folder / "images.png").convert("RGB")),
-        (recipe.model.height, recipe.model.width),
-        summary["images"],
-    )
-    prompts = [str(row // IMAGES) for row in range(len(images))]
-    return Look(
-        summary["score"], image_diversity(images, prompts), summary["jpeg.incompressibility_kb"]
-    )
-
-
-def cut_grid(grid: np.ndarray, side: tuple[int, int], count: int) -> np.ndarray:
-    """The first `count` images (count, H, W, 3) of a picture that `runlog.image_grid` made."""
-    height, width = side
-    columns = (grid.shape[1] - GRID_GAP) // (width + GRID_GAP)
-    corners = [
-        (GRID_GAP + i // columns * (height + GRID_GAP), GRID_GAP + i % columns * (width + GRID_GAP))
-        for i in range(count)
-    ]
-    return np.stack([grid[top : top + height, left : left + width] for top, left in corners])
-
-
-def read_outcome(
-    folder: Path, thresholds: Sequence[float], ended: str, *, looked: bool = True
-) -> Outcome:
-    """Of the folder of a run that has ended so; `looked`: its checkpoints at the thresholds were
-    evaluated."""
+def read_outcome(folder: Path, ended: str) -> Outcome:
+    """Of the folder of a run that has ended so."""
     recipe = load_recipe(folder / "recipe.json")
     per_image = forwards(recipe).total
     curve: list[Point] = []
@@ -141,50 +85,42 @@ def read_outcome(
     for row in read_metrics(folder):
         if row["kind"] == "train":
             cpu_s += row["epoch_cpu_s"]
-        elif row["kind"] == "validation":
+        elif row["kind"] in EVALUATED:
             done = row["epoch"] * recipe.images_per_epoch * per_image
-            curve.append(Point(row["epoch"], done, cpu_s, row["score"]))
-    by_epoch = {point.epoch: point for point in curve}
-    return Outcome(
-        seed=recipe.seed,
-        forwards_per_image=per_image,
-        ended=ended,
-        curve=curve,
-        reached={
-            threshold: Reached(by_epoch[epoch], read_look(look_folder(folder, epoch), recipe))
-            for threshold, epoch in first_epochs(folder, thresholds).items()
-        }
-        if looked
-        else {},
-    )
+            seen = (row["image_diversity"], row["jpeg.incompressibility_kb"])
+            curve.append(Point(row["epoch"], done, cpu_s, row["score"], *seen))
+    return Outcome(recipe.seed, per_image, ended, curve)
 
 
-def table(outcomes: Outcomes, base: Sequence[Look], thresholds: Sequence[float]) -> str:
+def table(outcomes: Outcomes, thresholds: Sequence[float]) -> str:
     """Markdown; a row per objective: CPU seconds and thousands of forwards to each threshold, median and
     range over the seeds that reached it; then what the images are at the highest one reached."""
     header = ["objective", "F per image"]
     header += [f"to {t:.2f}: CPU, s; thousand forwards" for t in thresholds]
     header += ["best, by seed", "at the highest reached: diversity", "kB as JPEG"]
     lines = [f"| {' | '.join(header)} |", "|---|---:|" + "---|" * (len(header) - 2)]
+    # they are the same for every objective
+    base = [run.curve[0] for run in next(filter(None, outcomes.values()), [])]
     if base:
-        untrained = [f"{median(look.score for look in base):.3f}", *_looked(base)]
+        untrained = [f"{median(point.score for point in base):.3f}", *_seen(base)]
         lines.append(f"| untrained | – | {'– | ' * len(thresholds)}{' | '.join(untrained)} |")
     for name, runs in outcomes.items():
         cells = [name, f"{runs[0].forwards_per_image}" if runs else "–"]
         cells += [_cost(runs, threshold) for threshold in thresholds]
         cells.append(", ".join(f"{run.seed}: {_best(run)}" for run in runs) or "–")
-        highest = [r.reached[max(r.reached)].look for r in runs if r.reached]
-        cells += _looked(highest) if highest else ["–", "–"]
+        firsts = ([run.first(threshold) for threshold in thresholds] for run in runs)
+        highest = [reached[-1] for of in firsts if (reached := [p for p in of if p is not None])]
+        cells += _seen(highest) if highest else ["–", "–"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def _best(run: Outcome) -> str:
-    return f"{run.best:.3f}" + (f" ({run.ended})" if run.ended in ("fell", "failed") else "")
+    return f"{run.best:.3f}" + (f" ({run.ended})" if run.ended in ("stalled", "fell") else "")
 
 
 def _cost(runs: Sequence[Outcome], threshold: float) -> str:
-    points = [run.reached[threshold].point for run in runs if threshold in run.reached]
+    points = [point for run in runs if (point := run.first(threshold)) is not None]
     if not points:
         return f"0 of {len(runs)}" if runs else "–"
     share = "" if len(points) == len(runs) else f"{len(points)} of {len(runs)}: "
@@ -192,10 +128,10 @@ def _cost(runs: Sequence[Outcome], threshold: float) -> str:
     return f"{share}{cpu}; {_range([point.forwards / 1000 for point in points])}"
 
 
-def _looked(looks: Sequence[Look]) -> list[str]:
+def _seen(points: Sequence[Point]) -> list[str]:
     return [
-        _range([look.diversity for look in looks], 3),
-        _range([look.kilobytes for look in looks], 2),
+        _range([point.diversity for point in points], 3),
+        _range([point.kilobytes for point in points], 2),
     ]
 
 
@@ -223,9 +159,8 @@ def draw(outcomes: Outcomes, path: Path, thresholds: Sequence[float]) -> None:
             cpu, score = zip(*[(p.cpu_s, p.score) for p in run.curve], strict=True)
             left.plot(cpu, score, color=color, linewidth=1.0, alpha=0.8, label=label)
             for threshold, marker in zip(thresholds, ("o", "s", "^"), strict=False):
-                if threshold in run.reached:
-                    at = run.reached[threshold].point.cpu_s
-                    right.plot(at, place, marker, color=color, markersize=5)
+                if (point := run.first(threshold)) is not None:
+                    right.plot(point.cpu_s, place, marker, color=color, markersize=5)
     left.set_ylabel("held-out score")
     right.set_yticks(range(len(names)), names)
     right.invert_yaxis()

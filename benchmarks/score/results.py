@@ -10,10 +10,9 @@ from typing import Any
 
 from harness import cpu_model
 from pydantic import TypeAdapter
-from score.outcome import Look, Outcome
+from score.outcome import Outcome
 
 OUTCOMES = TypeAdapter(Outcome)
-LOOKS = TypeAdapter(Look)
 DIGITS = 4
 
 
@@ -33,18 +32,9 @@ class Results:
         line = self._found.get(of)
         return None if line is None else OUTCOMES.validate_python(line["outcome"])
 
-    def look(self, of: tuple[str, ...]) -> Look | None:
-        line = self._found.get(of)
-        return None if line is None else LOOKS.validate_python(line["look"])
-
-    def add_outcome(self, of: tuple[str, ...], outcome: Outcome) -> None:
-        self._add(of, outcome=_rounded(OUTCOMES.dump_python(outcome, mode="json")))
-
-    def add_look(self, of: tuple[str, ...], look: Look) -> None:
-        self._add(of, look=_rounded(LOOKS.dump_python(look, mode="json")))
-
-    def _add(self, of: tuple[str, ...], **found: Any) -> None:
-        line = {"of": of, "start": self.start, "machine": cpu_model(), **found}
+    def add(self, of: tuple[str, ...], outcome: Outcome) -> None:
+        found = _rounded(OUTCOMES.dump_python(outcome, mode="json"))
+        line = {"of": of, "start": self.start, "machine": cpu_model(), "outcome": found}
         with self._lock:
             self._found[of] = line
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -53,7 +43,7 @@ class Results:
 
     def machines(self) -> list[str]:
         """The processors whose seconds they are."""
-        return sorted({line["machine"] for line in self._found.values() if "outcome" in line})
+        return sorted({line["machine"] for line in self._found.values()})
 
 
 def _rounded(value: Any) -> Any:

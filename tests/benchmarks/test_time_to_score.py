@@ -11,14 +11,12 @@ from shutil import rmtree
 from types import ModuleType
 from typing import get_args
 
-import numpy as np
 import pytest
 from PIL import Image
 
 from flow_trainer.doctor.estimate import forwards
 from flow_trainer.recipe import load_recipe, save_resolved
 from flow_trainer.recipe.update import OnChosenSamples, OnFinishedSamples, OnTrajectories
-from flow_trainer.record.runlog import image_grid
 from processes import PATHS, ROOT
 
 SHORT = (
@@ -27,7 +25,7 @@ SHORT = (
     "sampling.num_steps=4",
     "sampling.window.size=2",
     "evaluation.num_steps=6",
-    "evaluation.images_per_prompt=1",
+    "evaluation.images_per_prompt=2",
 )
 
 
@@ -52,7 +50,7 @@ def test_every_objective_is_there_and_costs_the_budget(score: ModuleType) -> Non
         cost = recipe.epochs * recipe.images_per_epoch * forwards(recipe).total
         assert cost == pytest.approx(score.BUDGET, rel=0.04), name
         assert recipe.seed == 43
-        assert recipe.checkpoints.every == recipe.evaluation.every
+        assert recipe.prompts.heldout == recipe.prompts.validation, "the untrained model's row"
         assert str(recipe.prompts.validation).endswith("tiny_words_heldout.txt")
         tried = score.tuning_runs(Path("runs"), name, score.TUNING_BUDGET)
         assert len(tried) == 5, "the same budget of tuning for each"
@@ -60,6 +58,7 @@ def test_every_objective_is_there_and_costs_the_budget(score: ModuleType) -> Non
         for tuning in tried.values():
             recipe = load_recipe(score.RECIPE, tuning.settings)
             assert recipe.seed not in score.SEEDS
+            assert recipe.prompts.heldout == recipe.prompts.validation
             assert str(recipe.prompts.validation).endswith("tiny_words_validation.txt")
     known = {*get_args(OnTrajectories), *get_args(OnFinishedSamples), *get_args(OnChosenSamples)}
     assert used == known
@@ -71,6 +70,8 @@ def test_a_run_ends_where_it_need_not_go_on(outcome: ModuleType) -> None:
     assert outcome.ends([0.5, 0.91], (0.8, 0.9)) == "reached"
     assert outcome.ends([0.7, 0.5, 0.8], (0.9,)) is None
     assert outcome.ends([0.7, 0.5, 0.54], (0.9,)) == "fell"
+    assert outcome.ends([0.7, *[0.69] * (outcome.STALL - 1)], (0.9,)) is None
+    assert outcome.ends([0.7, *[0.69] * outcome.STALL], (0.9,)) == "stalled"
 
 
 def finish(score: ModuleType, outcome: ModuleType, runs: Path, seed: int, last: float) -> None:
@@ -78,24 +79,19 @@ def finish(score: ModuleType, outcome: ModuleType, runs: Path, seed: int, last: 
     fourth epoch, and `last` at the sixth; its line is in results.jsonl."""
     run = score.run_of(runs, "nft", seed, score.BUDGET, (0.8, 0.9))
     run.folder.mkdir(parents=True)
-    recipe = load_recipe(score.RECIPE, run.settings)
-    save_resolved(recipe, run.folder / "recipe.json")
+    save_resolved(load_recipe(score.RECIPE, run.settings), run.folder / "recipe.json")
+    looks = {0: (0.4, 0.5), 2: (0.6, 0.375), 4: (0.8, 0.25), 6: (last, 0.125)}
     rows = []
-    for epoch, score_now in zip(range(1, 7), (0, 0.6, 0, 0.8, 0, last), strict=True):
-        rows.append({"kind": "train", "epoch": epoch, "epoch_cpu_s": 10.0 + seed})
-        if epoch % 2 == 0:
-            rows.append({"kind": "validation", "epoch": epoch, "score": score_now})
+    for epoch in range(7):
+        kind = "heldout_before" if epoch == 0 else "validation"
+        if epoch > 0:
+            rows.append({"kind": "train", "epoch": epoch, "epoch_cpu_s": 10.0 + seed})
+        if epoch in looks:
+            seen = dict(zip(("score", "image_diversity"), looks[epoch], strict=True))
+            rows.append({"kind": kind, "epoch": epoch, "jpeg.incompressibility_kb": 1.5, **seen})
     (run.folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    for epoch in outcome.first_epochs(run.folder, (0.8, 0.9)).values():
-        folder = outcome.look_folder(run.folder, epoch)
-        folder.mkdir(parents=True)
-        images = np.zeros((8, recipe.model.height, recipe.model.width, 3), np.uint8)
-        images[0] = 255
-        Image.fromarray(image_grid(images, 8)).save(folder / "images.png")
-        said = {"score": 0.81, "jpeg.incompressibility_kb": 1.5, "images": 8}
-        (folder / "summary.json").write_text(json.dumps(said))
-    found = outcome.read_outcome(run.folder, run.thresholds, "budget")
-    score.Results(runs / "results.jsonl", score.start_of_all()).add_outcome(run.of, found)
+    found = outcome.read_outcome(run.folder, "budget")
+    score.Results(runs / "results.jsonl", score.start_of_all()).add(run.of, found)
 
 
 def test_lines_of_runs_from_another_checkpoint_do_not_count(
@@ -109,7 +105,7 @@ def test_lines_of_runs_from_another_checkpoint_do_not_count(
     other = score.Results(path, "another")
     assert other.outcome(of) is None
     assert other.machines() == []
-    other.add_outcome(of, found)
+    other.add(of, found)
     starts = [json.loads(line)["start"] for line in path.read_text().splitlines()]
     assert starts == [score.start_of_all(), "another"]
 
@@ -124,22 +120,22 @@ def test_the_table_and_the_picture_have_what_is_finished(
     arguments = ["--report", "--runs", str(tmp_path), "--picture", str(picture)]
     arguments += ["--results", str(tmp_path / "results.jsonl")]
     assert score.main([*arguments, "--thresholds", "0.8", "0.9", "--only", "clip", "nft"]) == 0
-    header, rule, clip, nft = capsys.readouterr().out.splitlines()
-    assert header.count("|") == rule.count("|") == clip.count("|") == nft.count("|")
+    header, rule, untrained, clip, nft = capsys.readouterr().out.splitlines()
+    assert {line.count("|") for line in (header, rule, untrained, clip, nft)} == {header.count("|")}
+    assert "| 0.400 | 0.500 (0.500 to 0.500) | 1.50 (1.50 to 1.50) |" in untrained
     assert set(clip.split("|")[2:-1]) == {" – "}
     # 26 forwards of 128 images and four epochs of 52 and 54 s; then six
     assert "| 212 (208 to 216); 13 (13 to 13) | 1 of 2: 312; 20 |" in nft
-    # the first prompt has one white image of four: three of six pairs differ by 1; the second none
-    assert "42: 0.900, 44: 0.800 | 0.250 (0.250 to 0.250) | 1.50 (1.50 to 1.50) |" in nft
+    # one run where it reached 0.9, the other where it reached 0.8
+    assert "42: 0.900, 44: 0.800 | 0.188 (0.125 to 0.250) | 1.50 (1.50 to 1.50) |" in nft
     with Image.open(picture) as drawn:
         assert drawn.width > drawn.height > 200
 
 
 @pytest.mark.system
 @pytest.mark.timeout(600)
-def test_a_short_real_run_ends_at_its_threshold_and_is_looked_at(
+def test_a_short_real_run_ends_at_its_threshold(
     score: ModuleType,
-    outcome: ModuleType,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -147,26 +143,31 @@ def test_a_short_real_run_ends_at_its_threshold_and_is_looked_at(
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([PATHS, os.environ.get("PYTHONPATH", "")]))
     monkeypatch.setattr(score, "COMMON", (*score.COMMON, *SHORT))
     monkeypatch.setattr(score, "EVALUATION_COST", 2 * 48)  # every second epoch
-    for module in (score, outcome):
-        monkeypatch.setattr(module, "IMAGES", 2)
-    # what the untrained model does nearly always: the first evaluation of five is enough
-    arguments = ["--only", "sft", "--seeds", "42", "--budget", "480", "--thresholds", "0.05", "0.1"]
-    arguments += ["--runs", str(tmp_path), "--picture", str(tmp_path / "curves.png")]
     results = tmp_path / "results.jsonl"
-    arguments += ["--results", str(results)]
-    assert score.main(arguments) == 0
-    untrained, sft = capsys.readouterr().out.splitlines()[2:]
-    assert "untrained" in untrained
-    run = tmp_path / "sft-42"
-    lines = [json.loads(line) for line in results.read_text().splitlines()]
-    assert [line["of"][0] for line in lines] == ["base-42", "sft-42"]
-    assert lines[1]["outcome"]["ended"] == "reached"
-    assert not (run / "summary.json").exists(), "it did not go on to its budget"
+
+    def measure(runs: str, *thresholds: str) -> tuple[str, Path]:
+        """The row of sft in the table; its folder."""
+        arguments = ["--only", "sft", "--seeds", "42", "--budget", "480", "--results", str(results)]
+        arguments += ["--picture", str(tmp_path / "curves.png"), "--thresholds", *thresholds]
+        assert score.main([*arguments, "--runs", str(tmp_path / runs)]) == 0
+        return capsys.readouterr().out.splitlines()[-1], tmp_path / runs / "sft-42"
+
+    # the first is what the untrained model has nearly always
+    row, run = measure("whole", "0.05", "1.01")
+    cells = [cell.strip() for cell in row.split("|")]
+    assert cells[2:5] == ["6", "0; 0", "0 of 1"], (
+        "four steps sampled, one trained with its backward"
+    )
+    assert (run / "summary.json").exists()
     assert not (run / "checkpoints").exists()
-    cells = [cell.strip() for cell in sft.split("|")]
-    assert cells[2] == "6", "four steps sampled, one trained with its backward"
-    assert cells[3] == cells[4] != "0 of 1"
-    assert "–" not in sft
+    _, ended = measure("early", "0.05")
+    assert not (ended / "summary.json").exists(), "it did not go on to its budget"
+    lines = [json.loads(line) for line in results.read_text().splitlines()]
+    whole, early = (line["outcome"] for line in lines)
+    assert [whole["ended"], early["ended"]] == ["budget", "reached"]
+    assert [point["epoch"] for point in whole["curve"]] == [0, 2, 4, 6, 8, 10]
+    assert all(point["diversity"] > 0 and point["kilobytes"] > 0 for point in whole["curve"])
+    assert whole["curve"][0] == early["curve"][0]
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.json*")}
-    assert score.main(arguments) == 0, "the same command again trains nothing"
+    assert measure("whole", "0.05", "1.01") == (row, run), "the same command again trains nothing"
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.json*")} == before

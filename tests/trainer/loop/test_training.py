@@ -120,7 +120,7 @@ def test_the_reward_climbs_and_the_run_leaves_everything(
             20,
             sampling={"prompts_per_epoch": 4, "group_size": 8, "micro_batch": 16},
             update={"learning_rate": 1e-2},
-            evaluation={"heldout_images_per_prompt": 2},
+            evaluation={"heldout_images_per_prompt": 2, "images_per_prompt": 2, "diversity": True},
             logging={"tensorboard": True, "image_every": 10},
         )
     )
@@ -133,6 +133,7 @@ def test_the_reward_climbs_and_the_run_leaves_everything(
     for name in ("before", "after"):
         [row] = metrics(run, f"heldout_{name}")
         assert 0 < row["image_diversity"] == summary[f"heldout_diversity_{name}"]
+    assert all(row["image_diversity"] > 0 for row in metrics(run, "validation"))
     assert json.loads((run / "summary.json").read_text()) == summary
     assert max(row["ratio_error"] for row in metrics(run, "train")) < 1e-6
     assert 0 <= summary["reward_wait_fraction"] < 1

@@ -213,7 +213,7 @@ def _validate(run: Run, epoch: int) -> None:
             run.recipe.evaluation.images_per_prompt,
             world=run.world,
             hold=partial(_hold_evaluation, run),
-            keep_images=False,
+            keep_images=run.recipe.evaluation.diversity,
         )
     _say_missing(run, f"validation after epoch {epoch}", result)
     run.progress.reward_wait_seconds += result.scores.wait_s

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from flow_trainer.recipe.section import Section
 
@@ -18,6 +18,17 @@ class Evaluation(Section):
     """Euler's steps, or the second-order multistep rule dpm2."""
     images_per_prompt: int = Field(default=1, ge=1)
     heldout_images_per_prompt: int = Field(default=1, ge=1)
+    diversity: bool = False
+    """Measures on validation prompts too how much a prompt's images differ, which takes two or more of
+    each. All of them are then in the first process's memory at once."""
+
+    @model_validator(mode="after")
+    def _comparable(self) -> Evaluation:
+        if self.diversity and self.images_per_prompt < 2:
+            raise ValueError(
+                "diversity = true compares a prompt's images: images_per_prompt = 2 or more"
+            )
+        return self
 
 
 class Parallel(Section):
