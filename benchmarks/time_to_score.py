@@ -24,6 +24,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from threading import Event
 
@@ -57,7 +58,8 @@ TUNED_ON = (
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    folder: Path
+    runs: Path
+    name: str
     settings: tuple[str, ...]
     """All of them, as overrides of RECIPE."""
     thresholds: tuple[float, ...]
@@ -65,9 +67,16 @@ class Run:
     @property
     def of(self) -> tuple[str, ...]:
         """What its line in the results says that it is."""
-        return (self.folder.name, *self.settings, f"thresholds {self.thresholds}")
+        return (self.name, *self.settings, f"thresholds {self.thresholds}")
+
+    @property
+    def folder(self) -> Path:
+        """Another one for other settings or another start: what an earlier run left is not its."""
+        said = "\n".join((start_of_all(), *self.of))
+        return self.runs / f"{self.name}-{hashlib.sha256(said.encode()).hexdigest()[:8]}"
 
 
+@cache
 def start_of_all() -> str:
     """Names the checkpoint that all runs start from, by its weights."""
     [weights] = (Path(load_recipe(RECIPE).model.path) / "transformer").glob("*.safetensors")
@@ -79,10 +88,9 @@ def slug(objective: str) -> str:
 
 
 def run_of(runs: Path, objective: str, seed: int, budget: int, thresholds: Sequence[float]) -> Run:
-    folder = runs / f"{slug(objective)}-{seed}"
     row = OBJECTIVES[objective]
     settings = (*COMMON, *row.settings, *row.chosen, f"seed={seed}")
-    return Run(folder, within(settings, budget), tuple(thresholds))
+    return Run(runs, f"{slug(objective)}-{seed}", within(settings, budget), tuple(thresholds))
 
 
 def tuning_runs(runs: Path, objective: str, budget: int) -> dict[str, Run]:
@@ -91,7 +99,8 @@ def tuning_runs(runs: Path, objective: str, budget: int) -> dict[str, Run]:
     fixed = (*COMMON, *TUNED_ON, *row.settings, f"seed={TUNING_SEED}")
     return {
         " ".join(changes) or "as it is": Run(
-            runs / f"{slug(objective)}-tune-{number}",
+            runs,
+            f"{slug(objective)}-tune-{number}",
             within((*fixed, *changes), budget),
             (1.01,),
         )

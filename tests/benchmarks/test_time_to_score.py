@@ -64,6 +64,17 @@ def test_every_objective_is_there_and_costs_the_budget(score: ModuleType) -> Non
     assert used == known
 
 
+def test_other_settings_have_another_folder(score: ModuleType) -> None:
+    """What a run left must not be taken for one with settings that came later."""
+    runs = [
+        score.run_of(Path("runs"), "nft", 42, budget, (0.9,))
+        for budget in (score.BUDGET, score.BUDGET // 2, score.BUDGET)
+    ]
+    first, other, again = (run.folder for run in runs)
+    assert first == again != other
+    assert first.name.startswith("nft-42-")
+
+
 def test_a_run_ends_where_it_need_not_go_on(outcome: ModuleType) -> None:
     assert outcome.ends([], (0.8, 0.9)) is None
     assert outcome.ends([0.5, 0.85], (0.8, 0.9)) is None
@@ -115,7 +126,8 @@ def test_the_table_and_the_picture_have_what_is_finished(
 ) -> None:
     finish(score, outcome, tmp_path, 42, last=0.9)
     finish(score, outcome, tmp_path, 44, last=0.7)
-    rmtree(tmp_path / "nft-42")  # the line is enough
+    for folder in tmp_path.glob("nft-*"):
+        rmtree(folder)  # the lines are enough
     picture = tmp_path / "curves.png"
     arguments = ["--report", "--runs", str(tmp_path), "--picture", str(picture)]
     arguments += ["--results", str(tmp_path / "results.jsonl")]
@@ -150,7 +162,8 @@ def test_a_short_real_run_ends_at_its_threshold(
         arguments = ["--only", "sft", "--seeds", "42", "--budget", "480", "--results", str(results)]
         arguments += ["--picture", str(tmp_path / "curves.png"), "--thresholds", *thresholds]
         assert score.main([*arguments, "--runs", str(tmp_path / runs)]) == 0
-        return capsys.readouterr().out.splitlines()[-1], tmp_path / runs / "sft-42"
+        [folder] = (tmp_path / runs).glob("sft-42-*")
+        return capsys.readouterr().out.splitlines()[-1], folder
 
     # the first is what the untrained model has nearly always
     row, run = measure("whole", "0.05", "1.01")
