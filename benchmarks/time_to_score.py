@@ -135,12 +135,16 @@ def carry_out(run: Run, urls: Mapping[str, str], results: Results, ending: Event
 def train(run: Run, urls: Mapping[str, str], ending: Event) -> str | None:
     """Why the run ended: reached, stalled, fell or budget; None where it failed."""
 
-    def end() -> str | None:
-        return ends([row["score"] for row in evaluations(run.folder)], run.thresholds)
+    epochs = load_recipe(RECIPE, run.settings).epochs
 
-    spent = run.folder / "summary.json"
-    if (why := end()) is not None or spent.exists():
-        return why or "budget"
+    def end() -> str | None:
+        seen = evaluations(run.folder)
+        why = ends([row["score"] for row in seen], run.thresholds)
+        # not later: the trainer would evaluate the same weights on the same words once more
+        return why or ("budget" if seen and seen[-1]["epoch"] == epochs else None)
+
+    if (why := end()) is not None:
+        return why
     arguments = ["train", str(RECIPE), "--out", str(run.folder), "--resume", *as_sets(run.settings)]
     watched = ["rewards.jpeg.weight=0"]
     served = [f"rewards.{name}.url={url}" for name, url in urls.items()]
@@ -150,8 +154,7 @@ def train(run: Run, urls: Mapping[str, str], ending: Event) -> str | None:
             pass
     finally:
         stop(process)
-    # it may have been the last evaluation
-    return why or end() or ("budget" if spent.exists() else None)
+    return why or end()
 
 
 def start(arguments: Sequence[str], folder: Path) -> subprocess.Popen[bytes]:
