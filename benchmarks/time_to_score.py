@@ -134,7 +134,6 @@ def carry_out(run: Run, urls: Mapping[str, str], results: Results, ending: Event
 
 def train(run: Run, urls: Mapping[str, str], ending: Event) -> str | None:
     """Why the run ended: reached, stalled, fell or budget; None where it failed."""
-
     epochs = load_recipe(RECIPE, run.settings).epochs
 
     def end() -> str | None:
