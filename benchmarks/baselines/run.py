@@ -16,14 +16,12 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from jobs import Job, run_jobs, within
+from results import Outcome, draw, read_outcome, score_images, table
+
+from flow_trainer.demo import ocr_service, reward_service
+
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
-
-from compare_algorithms import Job, run_jobs, within  # noqa: E402
-from results import Outcome, draw, read_outcome, score_images, table  # noqa: E402
-
-from flow_trainer.demo import ocr_service, reward_service  # noqa: E402
-
 RECIPE = HERE / "tiny_sd3_legible.toml"
 BUDGET = 27_000
 """Transformer forwards of a run's training, the backward counted as two; evaluations come on top."""
@@ -109,7 +107,7 @@ def main() -> int:
         if not all(job.done for job in jobs):
             script, log = HERE / "legible.py", options.runs / "service.log"
             with reward_service(str(script), log) as url:
-                failed = run_jobs(jobs, url, options.jobs, reward="legible")
+                failed = run_jobs(jobs, f"rewards.legible.url={url}", options.jobs)
         monitored(options.runs, jobs)
     found = dict(outcomes(options.runs, options.only, options.seeds, options.budget))
     print(table(found))

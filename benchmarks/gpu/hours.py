@@ -58,6 +58,8 @@ PUBLISHED = (
     Published(
         "DGPO", "sd35m_geneval_dgpo", None, "20 to 30 times faster than Flow-GRPO, no number"
     ),
+    Published("CRD", "sd35m_ocr_crd", None, "fast and less reward hacking, no number"),
+    Published("OPD", "sd35m_multi_opd", None, "teachers with the score come first; no number"),
 )
 """Sources: the recipes' headers; the H100-hours are those of 2602.04663 (90, and its factors 4.6 and 2)."""
 

@@ -38,7 +38,7 @@ COMMON = (
 )
 ALL_STEPS = ("sampling.window.kind=all",)
 FINISHED = ("sampling.dynamics=ode", "sampling.same_latent=false", "update.trained_steps=4")
-"""For objectives on finished samples: four of nine noise levels of each, as in compare_algorithms.py."""
+"""For objectives on finished samples: four of nine noise levels of each."""
 TENTH = ("advantage.std=none", "advantage.scale=0.1")
 """The advantage of the ELBO's authors; the scores lie in 0 to 1."""
 

@@ -16,17 +16,18 @@ from PIL import Image
 from flow_trainer.doctor.estimate import forwards
 from flow_trainer.recipe import load_recipe, save_resolved
 from flow_trainer.tiny_sd3.signs import render
-from processes import ROOT, Services
+from processes import PATHS, ROOT, Services
 from reward_api import RewardClient
 from reward_api.wire.gradients import unpack_gradient
+
+NOBODY = "rewards.legible.url=http://127.0.0.1:1"
 
 
 @pytest.fixture(scope="module")
 def modules() -> Iterator[dict[str, ModuleType]]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT / "benchmarks"))
         patch.syspath_prepend(str(ROOT / "benchmarks" / "baselines"))
-        yield {name: import_module(name) for name in ("run", "results", "legible")}
+        yield {name: import_module(name) for name in ("run", "jobs", "legible")}
 
 
 def test_a_sign_of_the_word_scores_highest_and_the_gradient_is_its_own(
@@ -72,6 +73,7 @@ def test_variants_cost_the_same(modules: dict[str, ModuleType]) -> None:
         recipe = load_recipe(run.RECIPE, run.overrides(variant, 43, run.BUDGET))
         cost = recipe.epochs * recipe.images_per_epoch * forwards(recipe).total
         assert cost == pytest.approx(run.BUDGET, rel=0.06), variant
+        assert recipe.update.warmup_updates == pytest.approx(0.1 * recipe.num_updates, abs=1)
         assert recipe.seed == 43
         per_update = recipe.images_per_epoch // recipe.update.updates_per_epoch
         assert per_update == 64
@@ -112,3 +114,38 @@ def test_the_table_of_finished_runs(modules: dict[str, ModuleType], tmp_path: Pa
     run.draw(found, tmp_path / "picture.png")
     with Image.open(tmp_path / "picture.png") as picture:
         assert picture.width > 800
+
+
+def test_jobs_that_are_done_are_skipped_and_failures_are_named(
+    modules: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", PATHS)
+    jobs = modules["jobs"]
+    done = jobs.Job(tmp_path / "done", ("report", "nowhere"))
+    done.folder.mkdir()
+    (done.folder / "summary.json").write_text("{}")
+    fails = jobs.Job(tmp_path / "fails", ("train", str(tmp_path / "no-recipe.toml")))
+    assert jobs.run_jobs([done, fails], NOBODY, 2) == [fails]
+    assert "no recipe" in (fails.folder / "log.txt").read_text()
+    assert not (done.folder / "log.txt").exists()
+
+
+def test_an_exception_ends_what_runs(
+    modules: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", PATHS)
+    run, jobs = modules["run"], modules["jobs"]
+    waits = run.train_job(tmp_path, "SFT", 42, run.BUDGET)  # for a service that is not there
+    (tmp_path / "file").touch()
+    impossible = jobs.Job(tmp_path / "file" / "run", ("report", "nowhere"))
+    with pytest.raises(NotADirectoryError):
+        jobs.run_jobs([waits, impossible], NOBODY, 2)
+    alive = [path for path in Path("/proc").glob("[0-9]*/cmdline") if str(tmp_path) in read(path)]
+    assert alive == []
+
+
+def read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""  # it ended while we looked

@@ -282,6 +282,17 @@ def test_every_reward_and_source_has_a_panel(tmp_path: Path) -> None:
     assert "brand_new" in html[html.index("Other metrics") :]
 
 
+def test_measured_diversity_of_validation_images_is_drawn(tmp_path: Path) -> None:
+    title = "Diversity of a validation prompt's images"
+    assert title not in panels(page(make_run(tmp_path / "without")))
+    falls = make_run(
+        tmp_path / "with", validation=lambda epoch: {"image_diversity": 0.4 - 0.01 * epoch}
+    )
+    (points,) = lines(panels(page(falls))[title])
+    assert len(points) == 4
+    assert points == sorted(points, key=lambda at: at[1])  # SVG counts from the top: it falls
+
+
 @pytest.mark.parametrize("ended", [False, True])
 def test_what_is_damaged_or_missing_is_said_and_the_rest_shown(tmp_path: Path, ended: bool) -> None:
     run = make_run(tmp_path / "run-1", ended=ended)

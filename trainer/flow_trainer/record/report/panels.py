@@ -121,7 +121,7 @@ class Panels:
         found = [
             Section("Reward", list(self._main())),
             Section("Rewards one by one", rewards),
-            Section("Samples", list(self._plain(SAMPLES))),
+            Section("Samples", [*self._plain(SAMPLES), *self._validated_diversity()]),
             Section("Updates", list(self._plain({**UPDATES, **TROUBLE}))),
             Section("Time and memory", [*self._time(), *self._plain(TIMES)]),
             Section("Other metrics", list(self._plain(rest)), folded=True),
@@ -152,13 +152,7 @@ class Panels:
             wide=True,
             everything=True,
         )
-        evaluated = any(
-            len(run.column(kind, "score")[0])
-            for group in self._groups
-            for run in group.runs
-            for kind in ("validation", "heldout_before", "heldout_after")
-        )
-        if evaluated:
+        if self._has("score", "validation", "heldout_before", "heldout_after"):
             yield self._panel(
                 "Validation score (ODE, averaged weights) and held-out score",
                 "mean score",
@@ -167,6 +161,21 @@ class Panels:
                 wide=True,
                 heldout=True,
             )
+
+    def _has(self, key: str, *kinds: str) -> bool:
+        """Whether a run has a line of one of these kinds with this metric."""
+        return any(
+            len(run.column(kind, key)[0])
+            for group in self._groups
+            for run in group.runs
+            for kind in kinds
+        )
+
+    def _validated_diversity(self) -> Iterator[Panel]:
+        """With evaluation.diversity."""
+        if self._has("image_diversity", "validation"):
+            title = "Diversity of a validation prompt's images"
+            yield self._panel(title, "0 to 1", None, ("validation", "image_diversity"))
 
     def _rewards(self) -> Iterator[Panel]:
         """Every reward and sub-score, every source of prompts, every monitor."""
