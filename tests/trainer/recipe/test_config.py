@@ -61,6 +61,10 @@ def test_unknown_key_names_the_nearest() -> None:
         ({"sampling": {"prompts_per_epoch": 5}}, "not a multiple"),
         ({"scoring": {"min_group": 99}}, "every group would be dropped"),
         ({"evaluation": {"diversity": True}}, "images_per_prompt = 2 or more"),
+        (
+            {"model": {"path": "x", "family": "z_image", "attention": "native_flash"}},
+            "cannot mask the texts of z_image.*use native",
+        ),
         ({"update": {"beta": 0.1}}, "needs update.kl"),
         ({"sampling": {"window": {"kind": "first", "size": 10}}}, "do not fit"),
         ({"sampling": {"window": {"kind": "random", "hi": 10}}}, "cannot be stochastic"),

@@ -18,6 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flow_trainer.errors import ConfigError
 from flow_trainer.recipe import Model
+from flow_trainer.recipe.model import RAGGED
 
 OF_TORCH = {
     "native_flash": SDPBackend.FLASH_ATTENTION,
@@ -33,8 +34,6 @@ SHAPES = 64
 """Variants of a block that may be compiled: by batch size, with and without gradient and adapter."""
 STATES = ("hidden_states", "encoder_hidden_states")
 """What diffusers' blocks hand to attention, as far as linear layers take it."""
-RAGGED = ("qwen_image", "z_image")
-"""Families that take texts of different lengths."""
 
 
 def use_attention(transformer: Any, name: str) -> None:

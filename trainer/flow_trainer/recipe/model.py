@@ -41,6 +41,11 @@ FAMILY_DEFAULTS: dict[str, dict[str, Any]] = {
 }
 """Where a family's published recipes differ from the fields' defaults, which are SD3.5's."""
 
+RAGGED = ("qwen_image", "z_image")
+"""Families that take texts of different lengths, and mask them in attention."""
+WITHOUT_MASK = ("native_flash", "flash", "flash_hub")
+"""Attention kernels that know no mask."""
+
 
 class Model(Section):
     family: Literal["sd3", "flux", "qwen_image", "z_image", "flux2_klein"] = "sd3"
@@ -85,7 +90,8 @@ class Model(Section):
     ] = "native"
     """What computes attention, in sampling and replay alike. native: torch's choice among its own
     kernels; native_...: one of them. The others, for all but SD3, need their packages:
-    flash-attn, kernels, xformers."""
+    flash-attn, kernels, xformers. The flash kernels are not for Qwen-Image and Z-Image, whose texts are
+    masked."""
     offload: bool = False
     """Text encoders and VAE stay in host memory and visit the GPU for each use."""
     prompt_cache_gb: float = Field(default=16.0, gt=0)
@@ -103,3 +109,12 @@ class Model(Section):
         if not isinstance(data, dict):
             return data
         return {**FAMILY_DEFAULTS.get(str(data.get("family")), {}), **data}
+
+    @model_validator(mode="after")
+    def _masked_texts(self) -> Model:
+        if self.family in RAGGED and self.attention in WITHOUT_MASK:
+            raise ValueError(
+                f"attention = {self.attention} cannot mask the texts of {self.family}, which differ in "
+                "length: use native, which takes torch's flash kernel where all are equally long"
+            )
+        return self
