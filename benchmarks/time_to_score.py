@@ -2,7 +2,7 @@
 
     python benchmarks/time_to_score.py [--runs FOLDER] [--jobs 2] [--only nft pepg] [--seeds 42]
     python benchmarks/time_to_score.py --report        # trains nothing, shows what is finished
-    python benchmarks/time_to_score.py --tune          # the settings that were tried, each with one budget
+    python benchmarks/time_to_score.py --tune          # the settings that were tried, two rounds
 
 Starts an OCR service, which is the reward, and a JPEG service, which only watches. A run is evaluated on
 the held-out words as it goes, and ends when it reaches the last threshold, has fallen, has stalled or has
@@ -33,10 +33,13 @@ from score.results import Results
 from score.settings import (
     BUDGET,
     COMMON,
+    FASTER,
+    FASTEST,
+    MARGIN,
     OBJECTIVES,
     SEEDS,
     THRESHOLDS,
-    TUNING_BUDGET,
+    TUNING_BUDGETS,
     TUNING_SEED,
 )
 
@@ -106,6 +109,27 @@ def tuning_runs(runs: Path, objective: str, budget: int) -> dict[str, Run]:
         )
         for number, changes in enumerate(((), *row.tried))
     }
+
+
+def second_round(runs: Path, objective: str, results: Results) -> dict[str, Run]:
+    """The learning rates that won the first round, and the best of what they beat, for longer; nothing
+    where none won, or the first round is not finished."""
+    first, longer = (tuning_runs(runs, objective, budget) for budget in TUNING_BUDGETS)
+    best, *faster = winners(first, results)
+    return {changed: longer[changed] for changed in (best, *faster)} if faster else {}
+
+
+def winners(tried: Mapping[str, Run], results: Results) -> list[str]:
+    """The best setting but for learning rates, then the rates that are ahead of it by MARGIN, best first;
+    by the last scores. An empty text where a run is not finished."""
+    outcomes = {changed: results.outcome(run.of) for changed, run in tried.items()}
+    last = {changed: found.curve[-1].score for changed, found in outcomes.items() if found}
+    if len(last) < len(tried):
+        return [""]
+    rates = [" ".join(rate) for rate in (FASTER, FASTEST)]
+    by_score = sorted(last, key=last.__getitem__, reverse=True)
+    best = next(changed for changed in by_score if changed not in rates)
+    return [best, *(c for c in by_score if c in rates and last[c] >= last[best] + MARGIN)]
 
 
 def within(settings: tuple[str, ...], budget: int) -> tuple[str, ...]:
@@ -219,7 +243,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--results", type=Path, default=Path("docs/time-to-score.jsonl"))
     parser.add_argument("--picture", type=Path, default=Path("docs/time-to-score.png"))
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
-    parser.add_argument("--budget", type=int, help="transformer forwards per run")
+    parser.add_argument("--budget", type=int, default=BUDGET, help="transformer forwards per run")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument("--thresholds", type=float, nargs="+", default=THRESHOLDS)
     parser.add_argument("--only", nargs="+", choices=OBJECTIVES, default=list(OBJECTIVES))
@@ -227,18 +251,18 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--report", action="store_true", help="train nothing, show what is finished"
     )
-    options = parser.parse_args(arguments)
-    options.budget = options.budget or (TUNING_BUDGET if options.tune else BUDGET)
-    return options
+    return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     results = Results(options.results, start_of_all())
     if options.tune:
-        tuning = {name: tuning_runs(options.runs, name, options.budget) for name in options.only}
-        finish([run for runs in tuning.values() for run in runs.values()], results, options)
-        print(tuned(tuning, results))
+        first = {name: tuning_runs(options.runs, name, TUNING_BUDGETS[0]) for name in options.only}
+        finish([run for runs in first.values() for run in runs.values()], results, options)
+        second = {name: second_round(options.runs, name, results) for name in options.only}
+        finish([run for runs in second.values() for run in runs.values()], results, options)
+        print(f"{tuned(first, results)}\n\nThe second round:\n\n{tuned(second, results)}")
         return 0
     planned = {
         name: [

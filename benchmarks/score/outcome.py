@@ -21,6 +21,10 @@ STALL = 6
 """A run that has no new best for so many evaluations has stalled."""
 
 
+COLUMNS = 5
+"""Of the picture's panels."""
+
+
 @dataclass(frozen=True, slots=True)
 class Point:
     """An evaluation on the held-out words; epoch 0 is the untrained model."""
@@ -143,33 +147,34 @@ def _range(values: Sequence[float], digits: int = 0) -> str:
 
 
 def draw(outcomes: Outcomes, path: Path, thresholds: Sequence[float]) -> None:
-    """Held-out score against CPU seconds, a thin line per seed, and the CPU seconds to every threshold, a
-    point per seed. The format follows the suffix of `path`."""
-    from matplotlib import colormaps
+    """Held-out score against CPU seconds, a panel per objective and a line per seed, with the others' lines
+    in grey behind them. The format follows the suffix of `path`."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12, 5.2), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    colors = colormaps["tab20"].colors  # type: ignore[attr-defined]
-    names = [name for name, runs in outcomes.items() if runs]
-    for place, name in enumerate(names):
-        color = colors[place % len(colors)]
-        for number, run in enumerate(outcomes[name]):
-            label = name if number == 0 else None
-            cpu, score = zip(*[(p.cpu_s, p.score) for p in run.curve], strict=True)
-            left.plot(cpu, score, color=color, linewidth=1.0, alpha=0.8, label=label)
-            for threshold, marker in zip(thresholds, ("o", "s", "^"), strict=False):
-                if (point := run.first(threshold)) is not None:
-                    right.plot(point.cpu_s, place, marker, color=color, markersize=5)
-    left.set_ylabel("held-out score")
-    right.set_yticks(range(len(names)), names)
-    right.invert_yaxis()
-    right.set_title("first at " + ", ".join(f"{t:.2f}" for t in thresholds), fontsize=9)
-    for axes in (left, right):
-        axes.set_xlabel("CPU seconds of training")
+    finished = {name: runs for name, runs in outcomes.items() if runs}
+    rows = max(1, -(-len(finished) // COLUMNS))
+    figure = Figure(figsize=(12, 0.7 + 2.1 * rows), layout="constrained")
+    grid = figure.subplots(rows, COLUMNS, sharex=True, sharey=True, squeeze=False)
+    for axes in grid.flat[len(finished) :]:
+        axes.set_visible(False)
+    everything = [run for runs in finished.values() for run in runs]
+    for axes, (name, runs) in zip(grid.flat, finished.items(), strict=False):
+        for run in everything:
+            axes.plot(*_costs_and_scores(run), color="0.85", linewidth=0.6)
+        for threshold in thresholds:
+            axes.axhline(threshold, color="0.6", linewidth=0.6, linestyle=":")
+        for run in runs:
+            axes.plot(*_costs_and_scores(run), color="C0", linewidth=1.4)
+            first = (run.first(threshold) for threshold in thresholds)
+            for point in (point for point in first if point is not None):
+                axes.plot(point.cpu_s, point.score, "o", color="C0", markersize=3.5)
+        axes.set_title(name, fontsize=10)
         axes.set_xlim(left=0)
-        axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-    if names:
-        left.legend(frameon=False, fontsize=7, ncols=2)
+    figure.supxlabel("CPU seconds of training", fontsize=10)
+    figure.supylabel("held-out score", fontsize=10)
     figure.savefig(path, dpi=110)
+
+
+def _costs_and_scores(run: Outcome) -> tuple[list[float], list[float]]:
+    return [point.cpu_s for point in run.curve], [point.score for point in run.curve]

@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from shutil import rmtree
 from types import ModuleType
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 from PIL import Image
@@ -52,7 +52,7 @@ def test_every_objective_is_there_and_costs_the_budget(score: ModuleType) -> Non
         assert recipe.seed == 43
         assert recipe.prompts.heldout == recipe.prompts.validation, "the untrained model's row"
         assert str(recipe.prompts.validation).endswith("tiny_words_heldout.txt")
-        tried = score.tuning_runs(Path("runs"), name, score.TUNING_BUDGET)
+        tried = score.tuning_runs(Path("runs"), name, score.TUNING_BUDGETS[0])
         assert len(tried) == 5, "the same budget of tuning for each"
         assert score.OBJECTIVES[name].chosen in ((), *score.OBJECTIVES[name].tried)
         for tuning in tried.values():
@@ -62,6 +62,40 @@ def test_every_objective_is_there_and_costs_the_budget(score: ModuleType) -> Non
             assert str(recipe.prompts.validation).endswith("tiny_words_validation.txt")
     known = {*get_args(OnTrajectories), *get_args(OnFinishedSamples), *get_args(OnChosenSamples)}
     assert used == known
+
+
+def test_rates_that_win_a_short_run_have_to_win_a_longer_one(
+    score: ModuleType, outcome: ModuleType, tmp_path: Path
+) -> None:
+    results = score.Results(tmp_path / "results.jsonl", score.start_of_all())
+    first = score.tuning_runs(tmp_path, "dpo", score.TUNING_BUDGETS[0])
+    as_it_is, faster, fastest, other, last = first.values()
+
+    def end(run: Any, value: float) -> None:
+        point = outcome.Point(1, 1.0, 1.0, value, 0.3, 1.6)
+        results.add(run.of, outcome.Outcome(41, 14, "budget", [point]))
+
+    for run, value in ((as_it_is, 0.5), (faster, 0.58), (fastest, 0.56), (other, 0.55)):
+        end(run, value)
+    assert score.second_round(tmp_path, "dpo", results) == {}, "the first is not finished"
+    end(last, 0.4)
+    again = score.second_round(tmp_path, "dpo", results)
+    assert list(again) == ["forward.preference=30", "update.learning_rate=6e-4"]
+    recipe = load_recipe(score.RECIPE, again["forward.preference=30"].settings)
+    cost = recipe.epochs * recipe.images_per_epoch * forwards(recipe).total
+    assert cost == pytest.approx(score.TUNING_BUDGETS[1], rel=0.04)
+    end(other, 0.65)
+    assert score.second_round(tmp_path, "dpo", results) == {}, "no rate is ahead"
+
+
+def test_what_is_chosen_won_its_tuning(score: ModuleType) -> None:
+    """By the lines of the repository."""
+    results = score.Results(ROOT / "docs" / "time-to-score.jsonl", score.start_of_all())
+    for name, row in score.OBJECTIVES.items():
+        runs = score.second_round(Path("runs"), name, results)
+        runs = runs or score.tuning_runs(Path("runs"), name, score.TUNING_BUDGETS[0])
+        best, *faster = score.winners(runs, results)
+        assert (" ".join(row.chosen) or "as it is") == (faster[0] if faster else best), name
 
 
 def test_other_settings_have_another_folder(score: ModuleType) -> None:
@@ -154,12 +188,12 @@ def test_a_short_real_run_ends_at_its_threshold(
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([PATHS, os.environ.get("PYTHONPATH", "")]))
     monkeypatch.setattr(score, "COMMON", (*score.COMMON, *SHORT))
-    monkeypatch.setattr(score, "EVALUATION_COST", 2 * 48)  # every second epoch
+    monkeypatch.setattr(score, "EVALUATION_COST", 2 * 56)  # every second epoch
     results = tmp_path / "results.jsonl"
 
     def measure(runs: str, *thresholds: str) -> tuple[str, Path]:
         """The row of sft in the table; its folder."""
-        arguments = ["--only", "sft", "--seeds", "42", "--budget", "480", "--results", str(results)]
+        arguments = ["--only", "sft", "--seeds", "42", "--budget", "560", "--results", str(results)]
         arguments += ["--picture", str(tmp_path / "curves.png"), "--thresholds", *thresholds]
         assert score.main([*arguments, "--runs", str(tmp_path / runs)]) == 0
         [folder] = (tmp_path / runs).glob("sft-42-*")
@@ -168,8 +202,8 @@ def test_a_short_real_run_ends_at_its_threshold(
     # the first is what the untrained model has nearly always
     row, run = measure("whole", "0.05", "1.01")
     cells = [cell.strip() for cell in row.split("|")]
-    assert cells[2:5] == ["6", "0; 0", "0 of 1"], (
-        "four steps sampled, one trained with its backward"
+    assert cells[2:5] == ["7", "0; 0", "0 of 1"], (
+        "four steps sampled; of a quarter of the samples four levels trained, with a backward"
     )
     assert not (run / "checkpoints").exists()
     measure("early", "0.05")
