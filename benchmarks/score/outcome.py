@@ -19,8 +19,6 @@ FALL = 0.15
 """A run that is twice in a row so far below its best has fallen."""
 STALL = 6
 """A run that has no new best for so many evaluations has stalled."""
-
-
 COLUMNS = 5
 """Of the picture's panels."""
 
